@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package selectors
+
+import "encoding/hex"
+
+// Tier is the strength of the kernel evidence that a fact stands on; see docs/evidence.md.
+// Higher is stronger. The zero Tier is "no evidence" and never satisfies anything.
+type Tier uint8
+
+// The tiers, weakest first.
+const (
+	TierNone Tier = iota
+	TierT3        // SO_PEERPIDFD and /proc
+	TierT2        // tracepoints and cgroup programs
+	TierT1        // BPF LSM programs
+)
+
+// String returns "t1", "t2", "t3" or "none".
+func (t Tier) String() string {
+	switch t {
+	case TierT1:
+		return "t1"
+	case TierT2:
+		return "t2"
+	case TierT3:
+		return "t3"
+	}
+	return "none"
+}
+
+// ParseTier reads what String writes, "none" excepted.
+func ParseTier(s string) (Tier, bool) {
+	for t := TierT3; t <= TierT1; t++ {
+		if t.String() == s {
+			return t, true
+		}
+	}
+	return TierNone, false
+}
+
+// ProcessKey names one process image for all time on one boot. A PID alone never does:
+// PIDs are used again, and execve keeps the PID while the program changes.
+type ProcessKey struct {
+	// BootID is /proc/sys/kernel/random/boot_id.
+	BootID string `json:"boot_id"`
+	// TGID is the process ID in the initial PID namespace.
+	TGID uint32 `json:"tgid"`
+	// StartBoottime is task_struct.start_boottime of the group leader, in nanoseconds since boot.
+	StartBoottime uint64 `json:"start_boottime"`
+	// ExecID numbers the executed image; the sensor gives a new one at every execve and
+	// never the same one twice in a boot. Zero means that no record exists.
+	ExecID uint64 `json:"exec_id"`
+}
+
+// Digest is a SHA-256 digest.
+type Digest [32]byte
+
+// String returns 64 lower-case hexadecimal digits.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// IsZero reports whether the digest is unknown.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
+// Facts is everything known of one process at one moment. Unknown fields are zero, and a
+// zero field yields no selector. Each field tells where its truth comes from.
+type Facts struct {
+	// Process is the caller's key, copied by the kernel onto the connection when it was made.
+	Process ProcessKey `json:"process"`
+	// Tier is the weakest tier that any other field relies on.
+	Tier Tier `json:"tier"`
+	// Executable is the running program: digest and path from the process's own exe link,
+	// read while the kernel's record said that this exec is still the running one.
+	Executable Executable `json:"executable"`
+	// Credentials are those of the process when it connected (kernel record); the
+	// supplementary groups come from /proc under the same re-check.
+	Credentials Credentials `json:"credentials"`
+	// Cgroup is where the process was when it connected (kernel record).
+	Cgroup Cgroup `json:"cgroup"`
+	// Ancestors are the images this one descends from, nearest first (kernel record).
+	Ancestors []Ancestor `json:"ancestors,omitempty"`
+	// LineageTruncated says that the process has more ancestors than the kernel record holds.
+	LineageTruncated bool `json:"lineage_truncated,omitempty"`
+	// Observed says that the sensor saw this image being executed; false for images that
+	// were running before the sensor ("seeded").
+	Observed bool `json:"observed"`
+}
+
+// Executable is a program file as it was executed.
+type Executable struct {
+	// Path is where the process's mount namespace shows the file; a name, not a proof.
+	Path string `json:"path,omitempty"`
+	// SHA256 is the digest of the file's content; zero when it can not be told soundly.
+	SHA256 Digest `json:"sha256"`
+	// Size is the file's length in bytes.
+	Size int64 `json:"size,omitempty"`
+}
+
+// Credentials are a process's identity to the kernel, in the initial user namespace.
+type Credentials struct {
+	UID   uint32 `json:"uid"`
+	GID   uint32 `json:"gid"`
+	User  string `json:"user,omitempty"`  // name of UID in the host's user database, "" if none
+	Group string `json:"group,omitempty"` // name of GID in the host's group database, "" if none
+	// Supplementary groups.
+	SupplementaryGroups []Group `json:"supplementary_groups,omitempty"`
+}
+
+// Group is one group of the host.
+type Group struct {
+	GID  uint32 `json:"gid"`
+	Name string `json:"name,omitempty"`
+}
+
+// Cgroup is a control group of the unified hierarchy (cgroup v2).
+type Cgroup struct {
+	// ID is the kernel's cgroup id, the inode number of its directory.
+	ID uint64 `json:"id"`
+	// Path is relative to the root of the unified hierarchy, with a leading slash.
+	Path string `json:"path,omitempty"`
+}
+
+// Ancestor is an image that the process descends from, by fork or by execve.
+type Ancestor struct {
+	ExecID uint64 `json:"exec_id"`
+	TGID   uint32 `json:"tgid"`
+	// Observed says that the sensor saw this image being executed.
+	Observed bool `json:"observed"`
+	// Executable has a digest only if it was read while that image was running.
+	Executable Executable `json:"executable"`
+}
