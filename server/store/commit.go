@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// MaxOps is how many puts and deletes one Txn may hold.
+const MaxOps = 2048
+
+const commitTimeout = 10 * time.Second
+
+// Txn is written as a whole or not at all. A key may appear once among Puts and Deletes.
+type Txn struct {
+	Compares []Compare
+	Puts     []KV // Revision is ignored
+	Deletes  []string
+	// Essential writes go on below the disk floor: what keeps admitted agents and signing
+	// alive. So do transactions that delete.
+	Essential bool
+}
+
+// Compare is a condition on a key's revision; make one with Unchanged or NotAfter.
+type Compare struct {
+	key      string
+	revision int64
+	op       string
+}
+
+// Unchanged holds if the key's last change is exactly revision; 0 means that the key must
+// not exist.
+func Unchanged(key string, revision int64) Compare { return Compare{key, revision, "="} }
+
+// NotAfter holds if the key has not been written after revision, or does not exist.
+func NotAfter(key string, revision int64) Compare { return Compare{key, revision + 1, "<"} }
+
+// ConflictError says how far a replica must have come to see what was in the way.
+type ConflictError struct {
+	// Revision of the newest change among the compared keys; 0 if they are all deleted.
+	Revision int64
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%v (revision %d)", ErrConflict, e.Revision)
+}
+
+// Is makes errors.Is(err, ErrConflict) hold.
+func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
+
+// Commit writes the transaction durably and returns the revision of the change. Errors:
+// *ConflictError, ErrUnavailable, ErrFull.
+func (s *Store) Commit(ctx context.Context, txn Txn) (int64, error) {
+	if err := s.admit(&txn); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	conds, reads := s.compares(txn.Compares)
+	resp, err := s.client.Txn(ctx).If(conds...).Then(s.operations(&txn)...).Else(reads...).Commit()
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return 0, fmt.Errorf("%w: the database has reached its quota; delete entries, then compact and defragment it", ErrFull)
+	case err != nil:
+		return 0, s.unavailable(err)
+	case !resp.Succeeded:
+		return 0, conflict(resp)
+	}
+	return resp.Header.Revision, nil
+}
+
+// admit refuses early what can only fail.
+func (s *Store) admit(txn *Txn) error {
+	if n := len(txn.Puts) + len(txn.Deletes); n > MaxOps {
+		return fmt.Errorf("transaction of %d operations: the most is %d", n, MaxOps)
+	}
+	if s.member != nil {
+		if why := s.member.down(); why != "" {
+			return fmt.Errorf("%w: %s", ErrUnavailable, why)
+		}
+	}
+	if s.disk == nil || txn.Essential || len(txn.Deletes) > 0 {
+		return nil
+	}
+	free, floor, err := s.disk.room()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if free < floor {
+		return fmt.Errorf("%w: %s", ErrFull, s.disk.sentence(free, floor))
+	}
+	return nil
+}
+
+func (s *Store) compares(cs []Compare) (conds []clientv3.Cmp, reads []clientv3.Op) {
+	for _, c := range cs {
+		key := s.prefix + c.key
+		conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), c.op, c.revision))
+		reads = append(reads, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+	}
+	return conds, reads
+}
+
+func (s *Store) operations(txn *Txn) []clientv3.Op {
+	ops := make([]clientv3.Op, 0, len(txn.Puts)+len(txn.Deletes))
+	for _, p := range txn.Puts {
+		ops = append(ops, clientv3.OpPut(s.prefix+p.Key, string(p.Value)))
+	}
+	for _, key := range txn.Deletes {
+		ops = append(ops, clientv3.OpDelete(s.prefix+key))
+	}
+	return ops
+}
+
+func conflict(resp *clientv3.TxnResponse) error {
+	e := &ConflictError{}
+	for _, r := range resp.Responses {
+		for _, kv := range r.GetResponseRange().GetKvs() {
+			e.Revision = max(e.Revision, kv.ModRevision)
+		}
+	}
+	return e
+}
