@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Tier T2: the caller of the agent's socket, without trampolines. Minimum kernel 6.7.
+ *
+ * Hooks, both at the root cgroup:
+ *   cgroup/connect_unix      runs in the client before its connect() is carried out
+ *   cgroup/getsockname_unix  runs in the agent when it calls getsockname() on an accepted socket
+ *
+ * State of a client socket:  free → claimed by one process (+ shared, when another tried)
+ *   A socket that is connected already is left alone: its next connect() fails.
+ *   One process claims; any other only sets `shared`, so a record is never torn or replaced.
+ *   `pid` is compared with the peer pid that the successful connect() left on the accepted socket.
+ * Question of the agent: claim → binding, and who holds the client's end at this moment.
+ */
+#pragma once
+
+#define SOCK_DGRAM 2
+#define ESTABLISHED 1
+#define FREE 0
+#define WRITING 1
+#define WRITTEN 2
+
+static __always_inline int may_write(struct claim *k, const struct task_record *r)
+{
+	switch (__sync_val_compare_and_swap(&k->claimed, FREE, WRITING)) {
+	case FREE:
+		return 1;
+	case WRITTEN:
+		if (r && k->who.task.exec_id == r->exec_id && k->who.task.tgid == r->tgid &&
+		    k->who.task.start == r->start)
+			return 1; /* the same process tries again */
+	}
+	k->shared = 1;
+	return 0;
+}
+
+SEC("cgroup/connect_unix")
+int on_connect(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	if (!sk || sk->type == SOCK_DGRAM || sk->state == ESTABLISHED)
+		return 1;
+	struct claim *k = bpf_sk_storage_get(&claims, sk, 0, CREATE);
+	if (!k)
+		return 1;
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct task_record *r = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
+	if (!may_write(k, r))
+		return 1;
+	read_caller(&k->who, t, r);
+	k->pid = (__u64)BPF_CORE_READ(t, signal, pids[1]);
+	barrier();
+	*(volatile __u32 *)&k->claimed = WRITTEN;
+	return 1;
+}
+
+struct walk {
+	__u64 descriptors; /* struct file *[max] */
+	__u64 file;
+	__u32 max;
+	__u32 held;
+};
+
+static long count_held(__u32 block, struct walk *w)
+{
+	__u64 files[32];
+	__u32 first = block * 32;
+	if (first >= w->max)
+		return 1;
+	if (bpf_probe_read_kernel(files, sizeof(files), (void *)(w->descriptors + first * 8ull)))
+		return 1;
+	for (int i = 0; i < 32; i++)
+		if (files[i] == w->file)
+			w->held++;
+	return 0;
+}
+
+static __always_inline __s32 file_references(struct file *f)
+{
+	struct file___6_12 *old = (void *)f;
+	if (bpf_core_field_exists(f->f_ref))
+		return BPF_CORE_READ(f, f_ref.refcnt.counter) + 1;
+	return BPF_CORE_READ(old, f_count.counter);
+}
+
+static __always_inline int in_flight(struct sock *sk)
+{
+	struct unix_sock *u = (void *)sk;
+	struct unix_sock___6_9 *old = (void *)sk;
+	if (bpf_core_field_exists(u->vertex))
+		return BPF_CORE_READ(u, vertex) != 0;
+	return BPF_CORE_READ(old, inflight.counter) != 0;
+}
+
+/* Which image the recorded process runs now, and how many of its descriptors are the file. */
+static __always_inline void look_at_owner(struct binding *b, struct file *f)
+{
+	struct task_struct *t = bpf_task_from_pid(b->who.task.tgid);
+	if (!t)
+		return;
+	struct task_record *r = bpf_task_storage_get(&tasks, t, 0, 0);
+	if (r && r->start == b->who.task.start) {
+		struct files_struct *fs = BPF_CORE_READ(t, files);
+		struct fdtable *table = BPF_CORE_READ(fs, fdt);
+		struct walk w = {
+			.descriptors = (__u64)BPF_CORE_READ(table, fd),
+			.file = (__u64)f,
+			.max = BPF_CORE_READ(table, max_fds),
+		};
+		b->state |= ALIVE;
+		b->exec_id_now = r->exec_id;
+		if (BPF_CORE_READ(t, ptrace))
+			b->state |= TRACED;
+		b->tables = BPF_CORE_READ(fs, count.counter);
+		b->threads = BPF_CORE_READ(t, signal, nr_threads);
+		if (f)
+			bpf_loop(8192, count_held, &w, 0); /* 262,144 descriptors; more count as not held */
+		b->held = w.held;
+	}
+	bpf_task_release(t);
+}
+
+SEC("cgroup/getsockname_unix")
+int on_getsockname(struct bpf_sock_addr *ctx)
+{
+	__u32 zero = 0;
+	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	if (!s || (__u32)(bpf_get_current_pid_tgid() >> 32) != s->agent_tgid)
+		return 1;
+	struct bpf_sock *sk = ctx->sk;
+	if (!sk)
+		return 1;
+	struct unix_sock *u = bpf_skc_to_unix_sock(sk);
+	if (!u)
+		return 1;
+	struct sock *peer = u->peer;
+	if (!peer)
+		return 1;
+	struct claim *k = bpf_sk_storage_get(&claims, peer, 0, 0);
+	if (!k || k->claimed != WRITTEN)
+		return 1;
+	struct binding *b = bpf_sk_storage_get(&bindings, u, 0, CREATE);
+	if (!b)
+		return 1;
+	__builtin_memcpy(&b->who, &k->who, sizeof(b->who));
+	b->asked = bpf_ktime_get_boot_ns();
+	b->tier = 2;
+	b->state = k->shared ? SHARED : 0;
+	if ((__u64)BPF_CORE_READ((struct sock *)u, sk_peer_pid) != k->pid)
+		b->state |= PEER_DIFFERS;
+	b->exec_id_now = 0;
+	b->references = b->held = b->tables = b->threads = 0;
+	struct socket *socket = BPF_CORE_READ(peer, sk_socket);
+	struct file *f = BPF_CORE_READ(socket, file);
+	if (!socket || !f)
+		b->state |= CLOSED;
+	else
+		b->references = file_references(f);
+	if (in_flight(peer))
+		b->state |= IN_FLIGHT;
+	look_at_owner(b, f);
+	return 1;
+}

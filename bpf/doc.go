@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf is the kernel boundary: programs that record in the kernel which image every
+// process runs and who connected to the agent's socket, and typed look-ups of those records.
+// It holds no policy.
+//
+//	fork, exec ──▶ tasks     (on the task)    ◀── Task, Key by pidfd
+//	connect    ──▶ bindings  (on the socket)  ◀── Binding by accepted descriptor
+//	exec       ──▶ events    (ring buffer)    ◀── Events
+//
+// The tier (selectors.Tier) is the set of hooks that this kernel lets us load and that were
+// seen to work: T1 by BPF LSM, T2 by cgroup programs. The layouts are drawn in wire.h.
+//
+// Everything is pinned: programs and records outlive the agent, and the next agent goes on
+// with them when it was built with the same object, else it starts anew.
+package bpf

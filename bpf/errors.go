@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+)
+
+// Why Load failed; test with errors.Is. The error's text is one sentence for the operator.
+var (
+	ErrPrivilege = errors.New("missing capability")
+	ErrNoBTF     = errors.New("no kernel BTF")
+	ErrNotBPFFS  = errors.New("not on a BPF file system")
+	ErrInUse     = errors.New("in use by another agent")
+	ErrNoCgroup2 = errors.New("no cgroup v2 mount")
+	ErrKernel    = errors.New("kernel without the needed hooks")
+	ErrTier      = errors.New("tier below the configured minimum")
+)
+
+// What a look-up did not find; test with errors.Is.
+var (
+	// ErrNoRecord: the process is gone, or the sensor never saw how it came to be.
+	ErrNoRecord = errors.New("the sensor has no record of this process")
+	// ErrNoBinding: the socket was connected while the sensor was not attached, by a process
+	// without a record, or from outside the cgroup tree that the sensor sees.
+	ErrNoBinding = errors.New("the sensor did not see who connected this socket")
+)
+
+// problem is an error for the operator: one sentence that says what to do.
+type problem struct {
+	sentence string
+	kind     error
+	cause    error // may be nil
+}
+
+func (p *problem) Error() string { return p.sentence }
+
+func (p *problem) Unwrap() []error {
+	if p.cause == nil {
+		return []error{p.kind}
+	}
+	return []error{p.kind, p.cause}
+}
+
+// reason says in a few words why the kernel refused a program. The library's own text guesses
+// at MEMLOCK whenever it sees EPERM, so it is not shown.
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) && len(refused.Log) > 0 {
+		for i := len(refused.Log) - 1; i >= 0; i-- {
+			if line := strings.TrimSpace(refused.Log[i]); line != "" && !strings.HasPrefix(line, "processed ") {
+				return "the verifier says: " + line
+			}
+		}
+	}
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &errno):
+		return "the kernel says: " + errno.Error()
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return "this kernel does not know it"
+	}
+	return err.Error()
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Hook:   tp_btf/sched_process_exec (5.5); runs in the new image, after the point of no
+ *         return, with the new credentials, when the caller is its group's only thread
+ * State:  image A, execve → image B with A pushed as ancestors[0]
+ * Also:   tp_btf/sched_prepare_exec (6.10) or lsm/bprm_creds_for_exec (T1): execve from a
+ *         thread that is not the leader makes that thread the leader, and storage sits on
+ *         the thread, so the leader's record is copied to it first.
+ * Events: one exec_event without waking the reader, who polls.
+ */
+#pragma once
+
+/* The old image becomes the nearest ancestor, in the process where it was last seen. */
+static __always_inline void push_ancestor(struct task_record *r)
+{
+	if (r->ancestor_count >= ANCESTORS)
+		r->flags |= TRUNCATED;
+	else
+		r->ancestor_count++;
+#pragma unroll
+	for (int i = ANCESTORS - 1; i > 0; i--) {
+		r->ancestors[i] = r->ancestors[i - 1];
+		barrier(); /* else the compiler loads all of them before it stores any */
+	}
+
+	struct ancestor *a = &r->ancestors[0];
+	__u32 forked = r->flags & FORKED;
+	a->tgid = forked ? r->forker_tgid : r->tgid;
+	a->start = forked ? r->forker_start : r->start;
+	a->ino = r->exe.ino;
+	a->dev = r->exe.dev;
+	a->flags = (r->flags & ~FORKED) | (forked ? 0 : REPLACED_IN_PLACE);
+}
+
+static __always_inline void emit(const struct task_record *r, struct sensor_state *s)
+{
+	struct exec_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		__sync_fetch_and_add(&s->events_lost, 1);
+		return;
+	}
+	e->exec_id = r->exec_id;
+	e->start = r->start;
+	e->time = bpf_ktime_get_boot_ns();
+	e->parent_exec_id = r->ancestors[0].exec_id;
+	e->cgroup = r->cgroup;
+	e->ino = r->exe.ino;
+	e->dev = r->exe.dev;
+	e->tgid = r->tgid;
+	e->uid = r->uid;
+	e->flags = r->flags;
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm *bprm)
+{
+	struct sensor_state *s = sensor();
+	if (!s)
+		return 0;
+	struct task_record *r = bpf_task_storage_get(&tasks, t, 0, CREATE);
+	if (!r) {
+		record_lost();
+		return 0;
+	}
+	__u64 old = r->exec_id;
+	*(volatile __u64 *)&r->exec_id = 0; /* readers see no image while it changes */
+	barrier();
+	__u32 flags = OBSERVED;
+	if (old) {
+		push_ancestor(r);
+		r->ancestors[0].exec_id = old;
+		flags |= r->flags & (TRUNCATED | LINEAGE_UNKNOWN);
+	} else {
+		flags |= LINEAGE_UNKNOWN;
+	}
+	read_executable(&r->exe, BPF_CORE_READ(bprm, file, f_inode));
+	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
+		flags |= SECURE_EXEC;
+	r->flags = flags | file_flags(&r->exe);
+	r->tgid = t->tgid;
+	r->start = t->start_boottime;
+	r->forker_tgid = 0;
+	r->forker_start = 0;
+	r->cgroup = bpf_get_current_cgroup_id();
+	r->uid = BPF_CORE_READ(t, cred, euid.val);
+	r->gid = BPF_CORE_READ(t, cred, egid.val);
+	barrier();
+	*(volatile __u64 *)&r->exec_id = __sync_fetch_and_add(&s->next_exec_id, 1);
+	emit(r, s);
+	return 0;
+}
+
+static __always_inline void carry_to_thread(struct task_struct *t)
+{
+	if (t->pid == t->tgid)
+		return;
+	struct task_record *leader = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
+	if (!leader)
+		return;
+	struct task_record *r = bpf_task_storage_get(&tasks, t, 0, CREATE);
+	if (!r) {
+		record_lost();
+		return;
+	}
+	__builtin_memcpy(r, leader, sizeof(*r));
+}
+
+SEC("tp_btf/sched_prepare_exec")
+int BPF_PROG(on_prepare_exec, struct task_struct *t, struct linux_binprm *bprm)
+{
+	carry_to_thread(t);
+	return 0;
+}
+
+SEC("lsm/bprm_creds_for_exec")
+int BPF_PROG(on_creds_for_exec, struct linux_binprm *bprm)
+{
+	carry_to_thread(bpf_get_current_task_btf());
+	return 0;
+}

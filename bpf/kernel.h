@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * The kernel's structures, as far as the sensor reads them. Offsets are relocated at load
+ * time from the running kernel's BTF (CO-RE), so only names and types matter here.
+ * A name after ___ is a variant of another kernel version.
+ */
+#pragma once
+
+typedef int pid_t;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+typedef struct {
+	int counter;
+} atomic_t;
+typedef struct {
+	__s64 counter;
+} atomic_long_t;
+
+struct pid;
+typedef struct {
+	__u32 val;
+} kuid_t;
+typedef struct {
+	__u32 val;
+} kgid_t;
+struct cred {
+	kuid_t euid;
+	kgid_t egid;
+};
+
+struct timespec64 {
+	__s64 tv_sec;
+	long tv_nsec;
+};
+struct super_block {
+	__u32 s_dev;
+	unsigned long s_magic;
+};
+struct inode {
+	unsigned short i_mode;
+	unsigned long i_ino;
+	__u32 i_generation;
+	unsigned int i_nlink;
+	__s64 i_size;
+	struct super_block *i_sb;
+	__s64 i_ctime_sec; /* 6.11 */
+	__u32 i_ctime_nsec;
+};
+struct inode___6_6 {
+	struct timespec64 __i_ctime;
+};
+struct inode___6_1 {
+	struct timespec64 i_ctime;
+};
+typedef struct {
+	atomic_long_t refcnt; /* references minus one */
+} file_ref_t;
+struct file {
+	struct inode *f_inode;
+	file_ref_t f_ref; /* 6.13 */
+};
+struct file___6_12 {
+	atomic_long_t f_count;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+struct files_struct {
+	atomic_t count;
+	struct fdtable *fdt;
+};
+struct signal_struct {
+	int nr_threads;
+	struct pid *pids[4]; /* [1] is the thread group's */
+};
+struct kernfs_node {
+	__u64 id;
+};
+struct cgroup {
+	struct kernfs_node *kn;
+};
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+struct mm_struct {
+	struct file *exe_file;
+};
+struct task_struct {
+	pid_t pid, tgid;
+	__u64 start_boottime;
+	unsigned int ptrace;
+	struct task_struct *group_leader, *real_parent;
+	struct mm_struct *mm;
+	const struct cred *cred;
+	struct css_set *cgroups;
+	struct signal_struct *signal;
+	struct files_struct *files;
+};
+struct linux_binprm {
+	unsigned int secureexec : 1;
+	struct file *file;
+};
+
+struct socket {
+	struct sock *sk;
+	struct file *file;
+};
+struct sock {
+	struct socket *sk_socket;
+	struct pid *sk_peer_pid;
+};
+struct unix_vertex;
+struct unix_sock {
+	struct sock sk;
+	struct sock *peer;
+	struct unix_vertex *vertex; /* 6.10 */
+};
+struct unix_sock___6_9 {
+	atomic_long_t inflight;
+};
+struct msghdr;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
+#pragma clang attribute pop
+
+extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak; /* 6.2 */
+extern void bpf_task_release(struct task_struct *p) __ksym __weak;

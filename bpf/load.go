@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// Config says where the sensor lives and how strong it must be.
+type Config struct {
+	// PinDir is a folder on a BPF file system, for example /sys/fs/bpf/assay; made if absent.
+	PinDir string
+	// CgroupRoot is the mount of cgroup v2; "" finds it.
+	CgroupRoot string
+	// MinimumTier is the weakest tier that is acceptable; zero is T2.
+	MinimumTier selectors.Tier
+	Logger      *slog.Logger
+}
+
+// Sensor is the loaded sensor. Its methods may be called from several goroutines, except
+// that questions about one socket (Binding) must not overlap.
+type Sensor struct {
+	dir    string
+	lock   *os.File
+	bootID string
+	cgroup cgroupTree
+	spec   *ebpf.CollectionSpec
+	maps   map[string]*ebpf.Map
+	links  map[string]link.Link
+	hooks  []Hook
+	tier   selectors.Tier
+	log    *slog.Logger
+}
+
+// settings are the bytes of sensor_settings in wire.h.
+type settings struct {
+	Build     uint64
+	AgentTGID uint32
+	Tier      uint32
+}
+
+// build names the object file: pins that another object made are not used.
+func build() uint64 {
+	sum := sha256.Sum256(_SensorBytes)
+	return binary.NativeEndian.Uint64(sum[:]) | 1
+}
+
+// Load attaches the sensor, or takes over the pinned one that an agent of the same build
+// left. It fails when neither T1 nor T2 works here or the tier is below the minimum; errors
+// are sentences for the operator and wrap ErrPrivilege, ErrNoBTF, ErrNotBPFFS, ErrInUse,
+// ErrNoCgroup2, ErrKernel or ErrTier.
+func Load(c Config) (*Sensor, error) {
+	if c.MinimumTier == selectors.TierNone {
+		c.MinimumTier = selectors.TierT2
+	}
+	if err := checkHost(c.PinDir); err != nil {
+		return nil, err
+	}
+	s := &Sensor{dir: c.PinDir, log: c.Logger, maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
+	if err := s.load(c); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Sensor) load(c Config) (err error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("reading the boot id: %w", err)
+	}
+	s.bootID = strings.TrimSpace(string(boot))
+	if s.cgroup, err = openCgroup(c.CgroupRoot); err != nil {
+		return err
+	}
+	if s.spec, err = loadSensor(); err != nil {
+		return fmt.Errorf("reading the built-in sensor: %w", err)
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("making the pin directory: %w", err)
+	}
+	if s.lock, err = lockDir(s.dir); err != nil {
+		return err
+	}
+	why, err := s.takeOver()
+	if err == nil && why == "" {
+		s.log.Info("kernel sensor taken over from its pins", "tier", s.tier, "pins", s.dir)
+		return s.checkTier(c.MinimumTier)
+	}
+	if why != "none are pinned" {
+		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
+	}
+	if err := s.startAnew(); err != nil {
+		return errors.Join(err, s.release(), removePins(s.dir))
+	}
+	s.log.Info("kernel sensor attached", "tier", s.tier, "pins", s.dir)
+	return s.checkTier(c.MinimumTier)
+}
+
+func (s *Sensor) checkTier(least selectors.Tier) error {
+	if s.tier >= least {
+		return nil
+	}
+	return &problem{kind: ErrTier, sentence: fmt.Sprintf(
+		"this kernel gives evidence of tier %s but the configuration demands %s (%s): boot with \"bpf\" in the lsm= parameter, or lower the minimum tier",
+		s.tier, least, s.refusals(tierPrograms[selectors.TierT1]))}
+}
+
+// lockDir keeps other agents away from the pins while the file is open.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the pin directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &problem{kind: ErrInUse, cause: err, sentence: fmt.Sprintf("another agent uses the pin directory %s: stop it first, or set another pin directory", dir)}
+		}
+		return nil, fmt.Errorf("locking the pin directory: %w", err)
+	}
+	return f, nil
+}
+
+// takeOver uses the pins of an earlier agent; why tells what speaks against it.
+func (s *Sensor) takeOver() (why string, err error) {
+	if _, err := os.Stat(mapPin(s.dir, "settings")); errors.Is(err, os.ErrNotExist) {
+		return "none are pinned", nil
+	}
+	for name := range s.spec.Maps {
+		m, err := ebpf.LoadPinnedMap(mapPin(s.dir, name), nil)
+		if err != nil {
+			return "a pinned map is missing", errors.Join(err, s.release())
+		}
+		s.maps[name] = m
+	}
+	var set settings
+	if err := s.maps["settings"].Lookup(uint32(0), &set); err != nil || set.Build != build() {
+		return "the pins were made by another build, or not to the end", errors.Join(err, s.release())
+	}
+	s.tier = selectors.Tier(set.Tier)
+	if err := s.takeOverLinks(); err != nil {
+		return "a pinned link is missing", errors.Join(err, s.release())
+	}
+	if err := s.prove(); err != nil {
+		return "the pinned hooks do not work", errors.Join(err, s.release())
+	}
+	return "", nil
+}
+
+func (s *Sensor) takeOverLinks() error {
+	for _, name := range append(lineagePrograms, tierPrograms[s.tier]...) {
+		l, err := link.LoadPinnedLink(linkPin(s.dir, name), nil)
+		if err != nil {
+			return err
+		}
+		s.links[name] = l
+		s.note(name, HookOn, "")
+	}
+	for _, name := range threadExecPrograms {
+		l, err := link.LoadPinnedLink(linkPin(s.dir, name), nil)
+		if err == nil {
+			s.links[name] = l
+			s.note(name, HookOn, "")
+		}
+	}
+	s.noteTheRest()
+	return nil
+}
+
+// noteTheRest completes the list of hooks with those that are not attached.
+func (s *Sensor) noteTheRest() {
+	missing := func(names []string, state HookState, detail string) {
+		for _, name := range names {
+			if s.links[name] == nil && !s.noted(name) {
+				s.note(name, state, detail)
+			}
+		}
+	}
+	if s.tier == selectors.TierT1 {
+		missing(tierPrograms[selectors.TierT2], HookOff, "not needed at tier t1")
+	} else {
+		missing(tierPrograms[selectors.TierT1], HookUnavailable, "refused when the sensor was first attached")
+	}
+	for i, name := range threadExecPrograms {
+		other := threadExecPrograms[1-i]
+		if s.links[other] != nil {
+			missing([]string{name}, HookOff, "not needed beside "+s.section(other))
+		} else {
+			missing([]string{name}, HookUnavailable, "refused when the sensor was first attached")
+		}
+	}
+}
+
+func (s *Sensor) noted(name string) bool {
+	for _, h := range s.hooks {
+		if h.Name == s.section(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// startAnew removes what is pinned and attaches everything: first the hooks, then the seed,
+// so that no process falls between them. The build is written last: pins without it are not
+// complete.
+func (s *Sensor) startAnew() error {
+	s.hooks = nil
+	if err := removePins(s.dir); err != nil {
+		return err
+	}
+	if err := s.makeMaps(); err != nil {
+		return err
+	}
+	if err := s.attachAll(lineagePrograms); err != nil {
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not record forks and execs (" + s.refusals(lineagePrograms) +
+			"): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF"}
+	}
+	s.attachThreadExec()
+	if err := s.seed(); err != nil {
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not list its processes to the sensor (" + s.section(seedProgram) + ": " + reason(err) + "): use a kernel ≥ 5.11"}
+	}
+	if err := s.chooseTier(); err != nil {
+		return err
+	}
+	s.noteTheRest()
+	return s.writeSettings(build())
+}
+
+func (s *Sensor) makeMaps() error {
+	only := s.spec.Copy()
+	only.Programs = nil
+	c, err := ebpf.NewCollection(only)
+	if err != nil {
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not hold the sensor's maps (" + reason(err) + "): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL"}
+	}
+	defer c.Close()
+	for name := range only.Maps {
+		s.maps[name] = c.DetachMap(name)
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return fmt.Errorf("reading the boot clock: %w", err)
+	}
+	ns := uint64(now.Nano())
+	if err := s.maps["state"].Put(uint32(0), [stateSize / 8]uint64{ns, ns / 1e6}); err != nil {
+		return fmt.Errorf("writing the sensor's state: %w", err)
+	}
+	for name, m := range s.maps {
+		if err := m.Pin(mapPin(s.dir, name)); err != nil {
+			return fmt.Errorf("pinning map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (s *Sensor) attachThreadExec() {
+	for _, name := range threadExecPrograms {
+		if s.attach(name) == nil {
+			return
+		}
+	}
+	s.log.Warn("execve from a thread will lose its lineage", "because", s.refusals(threadExecPrograms))
+}
+
+// chooseTier takes the strongest tier whose hooks attach and are seen to work.
+func (s *Sensor) chooseTier() error {
+	for _, tier := range []selectors.Tier{selectors.TierT1, selectors.TierT2} {
+		names := tierPrograms[tier]
+		if s.attachAll(names) != nil {
+			continue
+		}
+		s.tier = tier
+		err := s.prove()
+		if err == nil {
+			return nil
+		}
+		s.tier = selectors.TierNone
+		if err := s.detach(names); err != nil {
+			return fmt.Errorf("detaching hooks that do not work: %w", err)
+		}
+		for _, name := range names {
+			s.note(name, HookUnavailable, "attached, but did not work: "+err.Error())
+		}
+	}
+	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
+		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.7 with CONFIG_CGROUP_BPF [%s] [%s]",
+		runningLSMs(), s.refusals(tierPrograms[selectors.TierT1]), s.refusals(tierPrograms[selectors.TierT2]))}
+}
+
+func runningLSMs() string {
+	list, err := os.ReadFile("/sys/kernel/security/lsm")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(list))
+}
+
+func (s *Sensor) writeSettings(build uint64) error {
+	me, err := s.self()
+	if err != nil {
+		return err
+	}
+	if err := s.maps["settings"].Put(uint32(0), settings{build, me.TGID, uint32(s.tier)}); err != nil {
+		return fmt.Errorf("writing the sensor's settings: %w", err)
+	}
+	return nil
+}
+
+// release closes all objects and leaves the pins.
+func (s *Sensor) release() error {
+	var errs []error
+	for name, l := range s.links {
+		errs = append(errs, l.Close())
+		delete(s.links, name)
+	}
+	for name, m := range s.maps {
+		errs = append(errs, m.Close())
+		delete(s.maps, name)
+	}
+	return errors.Join(errs...)
+}
+
+// Close releases the sensor. The hooks stay attached and go on recording; see Unpin.
+func (s *Sensor) Close() error {
+	errs := []error{s.release()}
+	if s.cgroup.dir != nil {
+		errs = append(errs, s.cgroup.dir.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Unpin detaches every hook pinned in pinDir and removes the folder. No agent may be using
+// it (ErrInUse). It is no error if the folder does not exist.
+func Unpin(pinDir string) error {
+	if err := checkPinDir(pinDir); err != nil {
+		return err
+	}
+	lock, err := lockDir(pinDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := removePins(pinDir); err != nil {
+		return err
+	}
+	if err := os.Remove(pinDir); err != nil {
+		return fmt.Errorf("removing the pin directory: %w", err)
+	}
+	return nil
+}
+
+// removePins removes links before maps, so that no program runs over maps nobody can find.
+func removePins(dir string) error {
+	for _, prefix := range []string{"link_", "map_"} {
+		pins, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("listing the pins: %w", err)
+		}
+		for _, pin := range pins {
+			if strings.HasPrefix(pin.Name(), prefix) {
+				if err := os.Remove(dir + "/" + pin.Name()); err != nil {
+					return fmt.Errorf("removing a pin: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}

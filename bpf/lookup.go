@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// Tier returns the strength of the evidence that this sensor gives.
+func (s *Sensor) Tier() selectors.Tier { return s.tier }
+
+// BootID returns /proc/sys/kernel/random/boot_id.
+func (s *Sensor) BootID() string { return s.bootID }
+
+// Hooks returns every hook that the sensor knows and whether it works.
+func (s *Sensor) Hooks() []Hook { return append([]Hook(nil), s.hooks...) }
+
+// CgroupPath returns where a cgroup v2 is, relative to the root of the hierarchy, with a
+// leading slash. It fails when the cgroup has been removed.
+func (s *Sensor) CgroupPath(id uint64) (string, error) { return s.cgroup.path(id) }
+
+// Watch makes connections to a listening Unix socket yield bindings. Call it before listen(2),
+// else early connections have none.
+func (s *Sensor) Watch(listenFD int) error {
+	if s.tier != selectors.TierT1 {
+		return nil // T2 records every connect and sorts it out when asked
+	}
+	if err := s.maps["listeners"].Put(uint32(listenFD), uint32(1)); err != nil {
+		return fmt.Errorf("watching the listening socket: %w", err)
+	}
+	return nil
+}
+
+// Binding returns who connected the accepted socket; at T2 also who holds the other end at
+// this moment. ErrNoBinding if the kernel has no record. About 2 µs.
+func (s *Sensor) Binding(connFD int) (Binding, error) {
+	var before uint64
+	if s.tier == selectors.TierT2 {
+		before = bootNow()
+		getsockname(connFD)
+	}
+	raw, err := s.maps["bindings"].LookupBytes(uint32(connFD))
+	if err != nil {
+		return Binding{}, fmt.Errorf("looking up the binding: %w", err)
+	}
+	if raw == nil {
+		return Binding{}, ErrNoBinding
+	}
+	b, asked, err := decodeBinding(raw, s.bootID)
+	if err != nil {
+		return Binding{}, err
+	}
+	if b.Tier != s.tier || asked < before {
+		return Binding{}, fmt.Errorf("%w: the hook gave no answer now", ErrNoBinding)
+	}
+	return b, nil
+}
+
+// getsockname asks the kernel for the socket's name for the sake of the hook that runs then.
+func getsockname(fd int) {
+	var name unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	_, _, _ = unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&name)), uintptr(unsafe.Pointer(&size)))
+}
+
+func bootNow() uint64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return ^uint64(0) // no clock: every answer is too old
+	}
+	return uint64(t.Nano())
+}
+
+// Task returns the record of the process that a pidfd names. ErrNoRecord if there is none.
+func (s *Sensor) Task(pidfd int) (Task, error) {
+	raw, err := s.taskBytes(pidfd)
+	if err != nil {
+		return Task{}, err
+	}
+	return decodeTask(raw, s.bootID)
+}
+
+// taskBytes reads until two readings in a row are equal: an execve that is at work changes
+// exec_id to zero before anything else, so equal readings are of one image.
+func (s *Sensor) taskBytes(pidfd int) ([]byte, error) {
+	var last []byte
+	for range 100 {
+		raw, err := s.maps["tasks"].LookupBytes(uint32(pidfd))
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || (err == nil && raw == nil) {
+			return nil, ErrNoRecord
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking up the task: %w", err)
+		}
+		if bytes.Equal(raw, last) {
+			return raw, nil
+		}
+		last = raw
+	}
+	return nil, fmt.Errorf("looking up the task: it executes programs faster than it can be read")
+}
+
+// Key returns the key of the process that a pidfd names. ErrNoRecord if there is none.
+func (s *Sensor) Key(pidfd int) (selectors.ProcessKey, error) {
+	t, err := s.Task(pidfd)
+	return t.Process, err
+}
+
+// self returns the agent's own key; its number in the initial PID namespace comes with it.
+func (s *Sensor) self() (selectors.ProcessKey, error) {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return selectors.ProcessKey{}, fmt.Errorf("opening the agent's own pidfd: %w", err)
+	}
+	defer unix.Close(fd)
+	return s.Key(fd)
+}
+
+func (s *Sensor) counters() (counters, error) {
+	raw, err := s.maps["state"].LookupBytes(uint32(0))
+	if err != nil {
+		return counters{}, fmt.Errorf("reading the sensor's state: %w", err)
+	}
+	return decodeState(raw)
+}
+
+// Lost returns how many events and records the kernel could not keep since the maps were
+// made. A process whose record was lost has none, so look-ups fail. (On a fully preemptible
+// kernel before 6.2 an execve may leave the old record in place: compare Task.Executable
+// with the file that the process runs.)
+func (s *Sensor) Lost() uint64 {
+	c, err := s.counters()
+	if err != nil {
+		return ^uint64(0)
+	}
+	return c.eventsLost + c.recordsLost
+}
+
+// eventInterval is how often the ring buffer is emptied: waking the reader from the kernel
+// would make every execve on the host 25 µs slower.
+const eventInterval = 100 * time.Millisecond
+
+// Events calls handle for every execve, in order, until ctx ends; it returns ctx's error.
+func (s *Sensor) Events(ctx context.Context, handle func(Event)) error {
+	r, err := ringbuf.NewReader(s.maps["events"])
+	if err != nil {
+		return fmt.Errorf("opening the events: %w", err)
+	}
+	defer r.Close()
+	var rec ringbuf.Record
+	for ctx.Err() == nil {
+		r.SetDeadline(time.Now().Add(eventInterval))
+		for {
+			err := r.ReadInto(&rec)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("reading events: %w", err)
+			}
+			e, err := decodeEvent(rec.RawSample, s.bootID)
+			if err != nil {
+				return err
+			}
+			handle(e)
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Tier T1: the caller of the agent's socket, by BPF LSM. Minimum kernel 5.16
+ * (bpf_skc_to_unix_sock), with "bpf" in the kernel's list of running LSMs.
+ *
+ * Hooks:
+ *   lsm/unix_stream_connect  runs in the client while its connect() is carried out; newsk is
+ *                            the very socket that accept() will return
+ *   lsm/socket_sendmsg, lsm/socket_recvmsg  whoever uses a client's end
+ *   lsm/file_receive         whoever receives a descriptor (SCM_RIGHTS, pidfd_getfd)
+ *
+ * State: the client's end has one owner for its life: process and image at connect. Use by
+ * another is refused with EPERM and marks the binding; receipt by another marks it.
+ */
+#pragma once
+
+#define EPERM 1
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+SEC("lsm/unix_stream_connect")
+int BPF_PROG(on_unix_connect, struct sock *sock, struct sock *other, struct sock *newsk)
+{
+	if (!bpf_sk_storage_get(&listeners, other, 0, 0))
+		return 0;
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct task_record *r = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
+	struct owner *o = bpf_sk_storage_get(&owners, sock, 0, CREATE);
+	struct binding *b = bpf_sk_storage_get(&bindings, newsk, 0, CREATE);
+	if (!r || !o || !b)
+		return 0; /* no binding that counts: exec_id stays 0, the agent refuses */
+	o->tgid = r->tgid;
+	o->start = r->start;
+	o->exec_id = r->exec_id;
+	read_caller(&b->who, t, r);
+	b->tier = 3;
+	return 0;
+}
+
+/* Marks and reports the use of a client's end by somebody other than its owner. */
+static __always_inline int foreign(struct sock *sk, __u32 how)
+{
+	struct owner *o = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (!o)
+		return 0;
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct task_record *r = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
+	if (r && r->exec_id == o->exec_id && r->tgid == o->tgid && r->start == o->start)
+		return 0;
+	struct unix_sock *u = bpf_skc_to_unix_sock(sk);
+	if (!u)
+		return 1;
+	struct sock *peer = u->peer;
+	if (!peer)
+		return 1;
+	struct binding *b = bpf_sk_storage_get(&bindings, peer, 0, 0);
+	if (!b)
+		return 1;
+	b->handed_exec_id = r ? r->exec_id : 0;
+	b->handed_tgid = t->tgid;
+	__sync_fetch_and_or(&b->handed, how);
+	return 1;
+}
+
+SEC("lsm/socket_sendmsg")
+int BPF_PROG(on_sendmsg, struct socket *sock, struct msghdr *msg, int size)
+{
+	struct sock *sk = sock->sk;
+	return sk && foreign(sk, HANDED_SEND) ? -EPERM : 0;
+}
+
+SEC("lsm/socket_recvmsg")
+int BPF_PROG(on_recvmsg, struct socket *sock, struct msghdr *msg, int size, int flags)
+{
+	struct sock *sk = sock->sk;
+	return sk && foreign(sk, HANDED_RECEIVE) ? -EPERM : 0;
+}
+
+SEC("lsm/file_receive")
+int BPF_PROG(on_file_receive, struct file *file)
+{
+	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	struct socket *sock = bpf_sock_from_file(file);
+	if (!sock)
+		return 0;
+	struct sock *sk = sock->sk;
+	if (sk)
+		foreign(sk, HANDED_PASS);
+	return 0;
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * The maps. Storage lives and dies with its task or socket: no key is a number that can be
+ * used again. The agent looks tasks up by pidfd and sockets by their descriptor.
+ *
+ *	tasks      every thread group leader → its image and lineage
+ *	listeners  T1: the agent's listening sockets
+ *	bindings   accepted socket → who connected
+ *	owners     T1: client socket → who may use it
+ *	claims     T2: client socket → who called connect()
+ *	state      one element: counters of the programs
+ *	settings   one element: what the agent tells the programs
+ *	scratch    one element: a record while seeding makes it
+ *	events     exec_event records; history only, may be lost
+ *
+ * Minimum kernel: 5.11 (task storage, socket storage in LSM programs).
+ */
+#pragma once
+
+#define STORAGE(map, kind, record)                                                                 \
+	struct {                                                                                   \
+		__uint(type, kind);                                                                \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                              \
+		__type(key, int);                                                                  \
+		__type(value, record);                                                             \
+	} map SEC(".maps")
+
+struct owner {
+	__u64 exec_id;
+	__u64 start;
+	__u32 tgid;
+	__u32 zero;
+};
+
+struct claim {
+	struct caller who;
+	__u64 pid;     /* address of the claimant's struct pid */
+	__u32 claimed; /* 0 free, 1 being written, 2 written */
+	__u32 shared;  /* somebody else tried, too */
+};
+
+STORAGE(tasks, BPF_MAP_TYPE_TASK_STORAGE, struct task_record);
+STORAGE(listeners, BPF_MAP_TYPE_SK_STORAGE, __u32);
+STORAGE(bindings, BPF_MAP_TYPE_SK_STORAGE, struct binding);
+STORAGE(owners, BPF_MAP_TYPE_SK_STORAGE, struct owner);
+STORAGE(claims, BPF_MAP_TYPE_SK_STORAGE, struct claim);
+
+#define SINGLE(map, record)                                                                        \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__type(value, record);                                                             \
+	} map SEC(".maps")
+
+SINGLE(state, struct sensor_state);
+SINGLE(settings, struct sensor_settings);
+SINGLE(scratch, struct task_record);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+static __always_inline struct sensor_state *sensor(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&state, &zero);
+}

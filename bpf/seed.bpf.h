@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Hook:   iter/task (5.8), run once after the other hooks are attached, when the maps are new
+ * State:  a process without a record gets one from what the kernel says now, marked SEEDED;
+ *         its ancestors are its living parents. A record that exists is never touched: the
+ *         new one is inserted whole or not at all.
+ * Clock:  seed_time, CLOCK_BOOTTIME in milliseconds, is a part of the ids.
+ */
+#pragma once
+
+static __always_inline __u64 seeded_id(const struct sensor_state *s, __u32 tgid)
+{
+	return SEEDED_EXEC_ID | s->seed_time << 22 | tgid;
+}
+
+static __always_inline void seed_ancestors(struct task_record *r, struct task_struct *t,
+					   const struct sensor_state *s)
+{
+	__u32 n = 0;
+#pragma unroll
+	for (int i = 0; i < ANCESTORS; i++) {
+		t = BPF_CORE_READ(t, real_parent, group_leader);
+		__u32 tgid = BPF_CORE_READ(t, tgid);
+		if (!tgid)
+			break;
+		struct ancestor *a = &r->ancestors[i];
+		struct inode *inode = BPF_CORE_READ(t, mm, exe_file, f_inode);
+		a->exec_id = seeded_id(s, tgid);
+		a->start = BPF_CORE_READ(t, start_boottime);
+		a->ino = BPF_CORE_READ(inode, i_ino);
+		a->dev = BPF_CORE_READ(inode, i_sb, s_dev);
+		a->tgid = tgid;
+		a->flags = SEEDED;
+		n++;
+	}
+	r->ancestor_count = n;
+	if (n == ANCESTORS && BPF_CORE_READ(t, real_parent, tgid))
+		r->flags |= TRUNCATED;
+}
+
+SEC("iter/task")
+int seed(struct bpf_iter__task *ctx)
+{
+	struct task_struct *t = ctx->task;
+	struct sensor_state *s = sensor();
+	__u32 zero = 0;
+	struct task_record *r = bpf_map_lookup_elem(&scratch, &zero);
+	if (!t || !s || !r || t->pid != t->tgid)
+		return 0;
+	if (bpf_task_storage_get(&tasks, t, 0, 0))
+		return 0;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->exec_id = seeded_id(s, t->tgid);
+	r->start = t->start_boottime;
+	r->tgid = t->tgid;
+	r->flags = SEEDED;
+	r->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);
+	r->uid = BPF_CORE_READ(t, cred, euid.val);
+	r->gid = BPF_CORE_READ(t, cred, egid.val);
+	struct inode *inode = BPF_CORE_READ(t, mm, exe_file, f_inode);
+	if (inode) {
+		read_executable(&r->exe, inode);
+		r->flags |= file_flags(&r->exe);
+	}
+	seed_ancestors(r, t, s);
+	if (bpf_task_storage_get(&tasks, t, r, CREATE))
+		__sync_fetch_and_add(&s->seeded, 1);
+	else
+		record_lost();
+	return 0;
+}

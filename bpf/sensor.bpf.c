@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/* The sensor: one translation unit of small parts. Each header tells hook, state and kernel. */
+//go:build ignore
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+
+#include "wire.h"
+#include "kernel.h"
+#include "maps.h"
+#include "task.h"
+#include "fork.bpf.h"
+#include "exec.bpf.h"
+#include "seed.bpf.h"
+#include "connect.bpf.h"
+#include "lsm.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,603 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// The test programs are this binary, executed again.
+func TestMain(m *testing.M) {
+	if role := os.Getenv("ASSAY_ROLE"); role != "" {
+		playRole(role)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func playRole(role string) {
+	say := func(word string) { fmt.Println(word) }
+	wait := func() { _, _ = bufio.NewReader(os.Stdin).ReadString('\n') }
+	switch role {
+	case "wait":
+		say("ready")
+		wait()
+	case "exec": // becomes "wait" in place
+		os.Setenv("ASSAY_ROLE", "wait")
+		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "thread-exec": // the same, from a thread that is not the leader
+		os.Setenv("ASSAY_ROLE", "wait")
+		runtime.LockOSThread()
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == unix.Getpid() {
+				panic("this is the leader")
+			}
+			check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+		}()
+		select {}
+	case "child": // starts "wait" as a child and hands through its streams
+		os.Setenv("ASSAY_ROLE", "wait")
+		c := exec.Command("/proc/self/exe")
+		c.Stdin, c.Stdout = os.Stdin, os.Stdout
+		check(c.Start())
+		fmt.Println("child", c.Process.Pid)
+		check(c.Wait())
+	case "deep": // executes itself n times
+		n := os.Getenv("ASSAY_DEPTH")
+		if n == "" {
+			os.Setenv("ASSAY_ROLE", "wait")
+		} else {
+			os.Setenv("ASSAY_DEPTH", n[1:])
+		}
+		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "connect": // connects to a socket with one descriptor, again if it fails
+		fd := clientSocket()
+		for unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}) != nil {
+			time.Sleep(time.Millisecond)
+		}
+		say("ready")
+		wait()
+	case "connect-inherited": // connects descriptor 3
+		if err := unix.Connect(3, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}); err != nil {
+			say("failed " + err.Error())
+		} else {
+			say("ready")
+		}
+		wait()
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func clientSocket() int {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	return fd
+}
+
+// needKernel skips where the kernel or the privilege is missing, unless that is forbidden.
+func needKernel(t testing.TB, err error) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	if (errors.Is(err, ErrPrivilege) || errors.Is(err, ErrKernel) || errors.Is(err, ErrNoBTF) || errors.Is(err, os.ErrPermission)) && os.Getenv("ASSAY_NO_SKIP") != "1" {
+		t.Skip(err)
+	}
+	t.Fatal(err)
+}
+
+// bpffs mounts a BPF file system for one test.
+func bpffs(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "bpffs")
+	check(os.Mkdir(dir, 0o700))
+	needKernel(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func testLogger(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(testWriter{t}, nil))
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// load loads a sensor for one test and detaches it at the end.
+func load(t testing.TB) *Sensor {
+	t.Helper()
+	pins := filepath.Join(bpffs(t), "assay")
+	s, err := Load(Config{PinDir: pins, Logger: testLogger(t)})
+	needKernel(t, err)
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), Unpin(pins)); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// program is a test program that runs.
+type program struct {
+	*exec.Cmd
+	pidfd int
+	out   *bufio.Reader
+	in    io.WriteCloser
+}
+
+// start runs this binary in a role and waits for its first word.
+func start(t testing.TB, role string, env ...string) *program {
+	t.Helper()
+	return startWith(t, role, nil, env...)
+}
+
+func startWith(t testing.TB, role string, files []*os.File, env ...string) *program {
+	t.Helper()
+	p := &program{Cmd: exec.Command("/proc/self/exe"), pidfd: -1}
+	p.Env = append(append(os.Environ(), "ASSAY_ROLE="+role), env...)
+	p.Stderr, p.ExtraFiles = os.Stderr, files
+	p.SysProcAttr = &syscall.SysProcAttr{PidFD: &p.pidfd, Pdeathsig: syscall.SIGKILL}
+	in, err := p.StdinPipe()
+	check(err)
+	out, err := p.StdoutPipe()
+	check(err)
+	p.in, p.out = in, bufio.NewReader(out)
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	t.Cleanup(runtime.UnlockOSThread)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.stop() })
+	return p
+}
+
+func (p *program) word(t testing.TB) string {
+	t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("the test program said nothing: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+func (p *program) stop() {
+	if p.pidfd >= 0 {
+		p.in.Close()
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		unix.Close(p.pidfd)
+		p.pidfd = -1
+	}
+}
+
+func mustTask(t testing.TB, s *Sensor, pidfd int) Task {
+	t.Helper()
+	task, err := s.Task(pidfd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+func me(t testing.TB, s *Sensor) Task {
+	t.Helper()
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	check(err)
+	defer unix.Close(fd)
+	return mustTask(t, s, fd)
+}
+
+func TestSensor(t *testing.T) {
+	s := load(t)
+	t.Logf("tier %s, hooks:", s.Tier())
+	for _, h := range s.Hooks() {
+		t.Logf("  %-32s %-12s %s", h.Name, h.State, h.Detail)
+	}
+	t.Run("SeededSelf", func(t *testing.T) { testSeededSelf(t, s) })
+	t.Run("ForkAndExec", func(t *testing.T) { testForkAndExec(t, s) })
+	t.Run("ExecInPlace", func(t *testing.T) { testExecInPlace(t, s, "exec") })
+	t.Run("ExecFromThread", func(t *testing.T) { testExecInPlace(t, s, "thread-exec") })
+	t.Run("Grandchild", func(t *testing.T) { testGrandchild(t, s) })
+	t.Run("Truncated", func(t *testing.T) { testTruncated(t, s) })
+	t.Run("MemoryFile", func(t *testing.T) { testMemoryFile(t, s) })
+	t.Run("Gone", func(t *testing.T) { testGone(t, s) })
+	t.Run("Cgroup", func(t *testing.T) { testCgroup(t, s) })
+	t.Run("Events", func(t *testing.T) { testEvents(t, s) })
+	t.Run("Connect", func(t *testing.T) { testConnect(t, s) })
+	if s.Tier() == selectors.TierT2 {
+		t.Run("SharedConnect", func(t *testing.T) { testSharedConnect(t, s) })
+	}
+	t.Run("SecondAgent", func(t *testing.T) {
+		if _, err := Load(Config{PinDir: s.dir, Logger: testLogger(t)}); !errors.Is(err, ErrInUse) {
+			t.Errorf("a second Load on the same pins: %v, want ErrInUse", err)
+		}
+	})
+	if n := s.Lost(); n != 0 {
+		t.Errorf("%d records or events were lost", n)
+	}
+}
+
+func testSeededSelf(t *testing.T, s *Sensor) {
+	task := me(t, s)
+	if !task.Flags.Has(Seeded) || task.Flags.Has(Observed) {
+		t.Errorf("flags %#x, want seeded", task.Flags)
+	}
+	if task.Process.TGID != uint32(os.Getpid()) || task.Process.BootID == "" {
+		t.Errorf("key %+v of process %d", task.Process, os.Getpid())
+	}
+	var st unix.Stat_t
+	check(unix.Stat("/proc/self/exe", &st))
+	x := task.Executable
+	if x.Inode != st.Ino || x.StatDevice() != st.Dev || x.Size != uint64(st.Size) || x.ChangeTime.UnixNano() != st.Ctim.Nano() || uint64(x.Links) != st.Nlink {
+		t.Errorf("executable %+v, stat says %+v", x, st)
+	}
+	if len(task.Ancestors) == 0 || task.Ancestors[0].Process.TGID != uint32(os.Getppid()) {
+		t.Errorf("ancestors %+v, want the parent %d first", task.Ancestors, os.Getppid())
+	}
+	parent, err := unix.PidfdOpen(os.Getppid(), 0)
+	check(err)
+	defer unix.Close(parent)
+	if got := mustTask(t, s, parent); len(task.Ancestors) > 0 && got.Flags.Has(Seeded) && got.Process != task.Ancestors[0].Process {
+		t.Errorf("the parent is %+v, named as ancestor %+v", got.Process, task.Ancestors[0].Process)
+	}
+}
+
+func testForkAndExec(t *testing.T, s *Sensor) {
+	p := start(t, "wait")
+	p.word(t)
+	mine, task := me(t, s), mustTask(t, s, p.pidfd)
+	if !task.Flags.Has(Observed) || task.Flags.Has(LineageUnknown) {
+		t.Errorf("flags %#x, want observed with known lineage", task.Flags)
+	}
+	if task.Process.ExecID == mine.Process.ExecID || task.Process.TGID != uint32(p.Process.Pid) {
+		t.Errorf("key %+v beside the parent's %+v", task.Process, mine.Process)
+	}
+	if task.UID != uint32(os.Geteuid()) || task.GID != uint32(os.Getegid()) {
+		t.Errorf("credentials %d:%d", task.UID, task.GID)
+	}
+	a := task.Ancestors[0]
+	if a.Process != mine.Process || a.Flags.Has(ReplacedInPlace) || a.Inode != mine.Executable.Inode {
+		t.Errorf("parent %+v, want %+v", a, mine.Process)
+	}
+	if len(task.Ancestors) != min(len(mine.Ancestors)+1, maxAncestor) {
+		t.Errorf("%d ancestors, the parent has %d", len(task.Ancestors), len(mine.Ancestors))
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
+	check(err)
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
+	if ticks := fmt.Sprint(task.Process.StartBoottime / 1e7); fields[19] != ticks {
+		t.Errorf("start %s ticks, /proc says %s", ticks, fields[19])
+	}
+}
+
+// testExecInPlace: one process, three images: ours (forked), role, "wait".
+func testExecInPlace(t *testing.T, s *Sensor, role string) {
+	p := start(t, role)
+	p.word(t)
+	task := mustTask(t, s, p.pidfd)
+	if task.Flags.Has(LineageUnknown) {
+		for _, h := range s.Hooks() {
+			if role == "thread-exec" && h.Name == "tp_btf/sched_prepare_exec" && h.State != HookOn && s.Tier() != selectors.TierT1 {
+				return // no hook for it here, and the record says so
+			}
+		}
+		t.Fatalf("flags %#x: lineage is unknown", task.Flags)
+	}
+	first, second := task.Ancestors[0], task.Ancestors[1]
+	if first.Process.TGID != uint32(p.Process.Pid) || !first.Flags.Has(ReplacedInPlace|Observed) {
+		t.Errorf("nearest ancestor %+v, want this process's former image", first)
+	}
+	if second.Process != me(t, s).Process {
+		t.Errorf("second ancestor %+v, want this test", second)
+	}
+}
+
+func testGrandchild(t *testing.T, s *Sensor) {
+	p := start(t, "child")
+	var pid int
+	for pid == 0 {
+		_, _ = fmt.Sscanf(p.word(t), "child %d", &pid)
+	}
+	p2, err := unix.PidfdOpen(pid, 0)
+	check(err)
+	defer unix.Close(p2)
+	parent := mustTask(t, s, p.pidfd)
+	var task Task
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if task = mustTask(t, s, p2); task.Process.ExecID != parent.Process.ExecID {
+			break
+		}
+	}
+	if len(task.Ancestors) < 2 || task.Ancestors[0].Process != parent.Process || task.Ancestors[1].Process != me(t, s).Process {
+		t.Errorf("ancestors %+v, want %+v and this test", task.Ancestors, parent.Process)
+	}
+}
+
+func testTruncated(t *testing.T, s *Sensor) {
+	p := start(t, "deep", "ASSAY_DEPTH="+strings.Repeat("x", maxAncestor))
+	p.word(t)
+	task := mustTask(t, s, p.pidfd)
+	if !task.Flags.Has(Truncated) || len(task.Ancestors) != maxAncestor {
+		t.Errorf("flags %#x, %d ancestors; want a full, truncated list", task.Flags, len(task.Ancestors))
+	}
+	for i := range task.Ancestors[1:] {
+		if task.Ancestors[i].Process.ExecID <= task.Ancestors[i+1].Process.ExecID {
+			t.Errorf("ancestors %d and %d are not nearest first", i, i+1)
+		}
+	}
+}
+
+func testMemoryFile(t *testing.T, s *Sensor) {
+	fd, err := unix.MemfdCreate("program", unix.MFD_CLOEXEC)
+	check(err)
+	f := os.NewFile(uintptr(fd), "memfd")
+	defer f.Close()
+	self, err := os.Open("/proc/self/exe")
+	check(err)
+	defer self.Close()
+	_, err = io.Copy(f, self)
+	check(err)
+	c := exec.Command(fmt.Sprintf("/proc/self/fd/%d", 3))
+	c.ExtraFiles = []*os.File{f}
+	c.Env = append(os.Environ(), "ASSAY_ROLE=wait")
+	pidfd := -1
+	c.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
+	in, err := c.StdinPipe()
+	check(err)
+	out, err := c.StdoutPipe()
+	check(err)
+	check(c.Start())
+	defer unix.Close(pidfd)
+	_, _ = bufio.NewReader(out).ReadString('\n')
+	task := mustTask(t, s, pidfd)
+	if !task.Flags.Has(Deleted | MemoryFile) {
+		t.Errorf("flags %#x of a program in a memfd", task.Flags)
+	}
+	in.Close()
+	check(c.Wait())
+}
+
+func testGone(t *testing.T, s *Sensor) {
+	p := start(t, "wait")
+	p.word(t)
+	fd, err := unix.Dup(p.pidfd)
+	check(err)
+	defer unix.Close(fd)
+	p.stop()
+	if _, err := s.Key(fd); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("key of a reaped process: %v, want ErrNoRecord", err)
+	}
+}
+
+func testCgroup(t *testing.T, s *Sensor) {
+	dir := filepath.Join(s.cgroup.mount, fmt.Sprintf("assay-test-%d", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(dir)
+	p := start(t, "wait")
+	p.word(t)
+	if path, err := s.CgroupPath(mustTask(t, s, p.pidfd).CgroupID); err != nil || !strings.HasPrefix(path, "/") {
+		t.Errorf("cgroup path %q: %v", path, err)
+	}
+	p.stop()
+	var st unix.Stat_t
+	check(unix.Stat(dir, &st))
+	if path, err := s.CgroupPath(st.Ino); err != nil || path != "/"+filepath.Base(dir) {
+		t.Errorf("cgroup path %q: %v", path, err)
+	}
+	check(os.Remove(dir))
+	if path, err := s.CgroupPath(st.Ino); err == nil {
+		t.Errorf("a removed cgroup has the path %q", path)
+	}
+}
+
+func testEvents(t *testing.T, s *Sensor) {
+	p := start(t, "wait")
+	p.word(t)
+	want := mustTask(t, s, p.pidfd)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var found bool
+	err := s.Events(ctx, func(e Event) {
+		if e.Process == want.Process {
+			found = e.ParentExecID == want.Ancestors[0].Process.ExecID && e.Inode == want.Executable.Inode && e.Flags == want.Flags
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || !found {
+		t.Errorf("the event of an execve was not delivered as recorded: %v", err)
+	}
+}
+
+// listen returns a listening socket that the sensor watches, and its address.
+func listen(t testing.TB, s *Sensor, backlog int) (fd int, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	fd = clientSocket()
+	t.Cleanup(func() { unix.Close(fd) })
+	check(s.Watch(fd))
+	check(unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	check(unix.Listen(fd, backlog))
+	return fd, path
+}
+
+func accept(t testing.TB, listener int) int {
+	t.Helper()
+	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	check(err)
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+func testConnect(t *testing.T, s *Sensor) {
+	l, path := listen(t, s, 8)
+	p := start(t, "connect", "ASSAY_SOCKET="+path)
+	p.word(t)
+	conn, want := accept(t, l), mustTask(t, s, p.pidfd)
+	b, err := s.Binding(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Task.Process != want.Process || b.Shared || b.PeerDiffers || b.Tier != s.Tier() || len(b.Task.Ancestors) != len(want.Ancestors) {
+		t.Errorf("binding %+v, want %+v", b, want)
+	}
+	if b.UID != uint32(os.Geteuid()) || b.CgroupID != want.CgroupID || b.Connected <= want.Process.StartBoottime {
+		t.Errorf("binding at connect %+v", b)
+	}
+	if h := b.Holder; s.Tier() == selectors.TierT2 && (!h.Alive || h.Closed || h.ExecID != want.Process.ExecID || h.Held != h.References || h.Held != 1 || h.Tables != h.Threads) {
+		t.Errorf("holder %+v, want only the caller", h)
+	}
+	p.stop()
+	b, err = s.Binding(conn)
+	if err != nil || b.Task.Process != want.Process {
+		t.Errorf("binding after the caller died: %+v, %v", b, err)
+	}
+	if s.Tier() == selectors.TierT2 && (b.Holder.Alive || !b.Holder.Closed) {
+		t.Errorf("holder after the caller died: %+v", b.Holder)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := s.Binding(pair[0]); !errors.Is(err, ErrNoBinding) {
+		t.Errorf("binding of a socketpair: %v, want ErrNoBinding", err)
+	}
+}
+
+// testSharedConnect: this process fails to connect a socket, a child that shares it succeeds.
+func testSharedConnect(t *testing.T, s *Sensor) {
+	l, path := listen(t, s, 8)
+	fd := clientSocket()
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path + "-missing"}); !errors.Is(err, unix.ENOENT) {
+		t.Fatal(err)
+	}
+	p := startWith(t, "connect-inherited", []*os.File{f}, "ASSAY_SOCKET="+path)
+	if w := p.word(t); w != "ready" {
+		t.Fatal(w)
+	}
+	b, err := s.Binding(accept(t, l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.Shared || !b.PeerDiffers {
+		t.Errorf("binding %+v, want it marked as shared", b)
+	}
+	// a connected socket is left alone
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); !errors.Is(err, unix.EISCONN) {
+		t.Error(err)
+	}
+}
+
+func TestRestart(t *testing.T) {
+	pins := filepath.Join(bpffs(t), "assay")
+	config := Config{PinDir: pins, Logger: testLogger(t)}
+	s, err := Load(config)
+	needKernel(t, err)
+	check(s.Close())
+	p := start(t, "exec") // runs while no agent does
+	p.word(t)
+
+	s, err = Load(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	task := mustTask(t, s, p.pidfd)
+	if !task.Flags.Has(Observed) || len(task.Ancestors) < 2 || !task.Ancestors[0].Flags.Has(ReplacedInPlace) {
+		t.Errorf("record made while no agent ran: %+v", task)
+	}
+	// another build's pins are not used
+	check(s.maps["settings"].Put(uint32(0), settings{Build: 12345, AgentTGID: 1, Tier: uint32(s.tier)}))
+	check(s.Close())
+	s, err = Load(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	anew := mustTask(t, s, p.pidfd)
+	if !anew.Flags.Has(Seeded) || anew.Process.ExecID == task.Process.ExecID {
+		t.Errorf("record after starting anew: %+v", anew)
+	}
+	p2 := start(t, "wait")
+	p2.word(t)
+	if next := mustTask(t, s, p2.pidfd); next.Process.ExecID <= task.Process.ExecID {
+		t.Errorf("exec id %d was given again, after %d", next.Process.ExecID, task.Process.ExecID)
+	}
+	check(s.Close())
+	check(Unpin(pins))
+	if _, err := os.Stat(pins); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the pin directory after Unpin: %v", err)
+	}
+	check(Unpin(pins))
+}
+
+func TestLoadSaysWhatToDo(t *testing.T) {
+	if missing, err := missingCapabilities(); err != nil || len(missing) > 0 {
+		needKernel(t, ErrPrivilege)
+	}
+	_, err := Load(Config{PinDir: t.TempDir(), Logger: testLogger(t)})
+	if !errors.Is(err, ErrNotBPFFS) || !strings.Contains(err.Error(), "mount -t bpf") {
+		t.Errorf("pins outside of a bpffs: %v", err)
+	}
+	pins := filepath.Join(bpffs(t), "assay")
+	_, err = Load(Config{PinDir: pins, CgroupRoot: "/proc", Logger: testLogger(t)})
+	if !errors.Is(err, ErrNoCgroup2) {
+		t.Errorf("a cgroup root that is none: %v", err)
+	}
+	s, err := Load(Config{PinDir: pins, MinimumTier: selectors.TierT1, Logger: testLogger(t)})
+	if err == nil {
+		check(errors.Join(s.Close(), Unpin(pins)))
+		return // this kernel has T1
+	}
+	if !errors.Is(err, ErrTier) || !strings.Contains(err.Error(), "lsm=") || strings.Contains(err.Error(), "MEMLOCK") {
+		t.Errorf("demanding T1: %v", err)
+	}
+	t.Log(err)
+	check(Unpin(pins))
+}
+
+func BenchmarkBinding(b *testing.B) {
+	s := load(b)
+	l, path := listen(b, s, 8)
+	fd := clientSocket()
+	defer unix.Close(fd)
+	check(unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
+	conn := accept(b, l)
+	for b.Loop() {
+		if _, err := s.Binding(conn); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/* What the hooks share: reading tasks, files and callers. No state of its own. */
+#pragma once
+
+#define TMPFS_MAGIC 0x01021994
+
+#define CREATE BPF_LOCAL_STORAGE_GET_F_CREATE
+
+static __always_inline void record_lost(void)
+{
+	struct sensor_state *s = sensor();
+	if (s)
+		__sync_fetch_and_add(&s->records_lost, 1);
+}
+
+static __always_inline void read_executable(struct executable *x, struct inode *i)
+{
+	x->ino = BPF_CORE_READ(i, i_ino);
+	x->size = BPF_CORE_READ(i, i_size);
+	x->magic = BPF_CORE_READ(i, i_sb, s_magic);
+	x->dev = BPF_CORE_READ(i, i_sb, s_dev);
+	x->generation = BPF_CORE_READ(i, i_generation);
+	x->nlink = BPF_CORE_READ(i, i_nlink);
+
+	struct inode___6_6 *i66 = (void *)i;
+	struct inode___6_1 *i61 = (void *)i;
+	if (bpf_core_field_exists(i->i_ctime_sec)) {
+		x->ctime_sec = BPF_CORE_READ(i, i_ctime_sec);
+		x->ctime_nsec = BPF_CORE_READ(i, i_ctime_nsec) & 0x7fffffff; /* bit 31: "was queried" */
+	} else if (bpf_core_field_exists(i66->__i_ctime)) {
+		x->ctime_sec = BPF_CORE_READ(i66, __i_ctime.tv_sec);
+		x->ctime_nsec = BPF_CORE_READ(i66, __i_ctime.tv_nsec);
+	} else {
+		x->ctime_sec = BPF_CORE_READ(i61, i_ctime.tv_sec);
+		x->ctime_nsec = BPF_CORE_READ(i61, i_ctime.tv_nsec);
+	}
+}
+
+static __always_inline __u32 file_flags(const struct executable *x)
+{
+	if (x->nlink)
+		return 0;
+	return DELETED | (x->magic == TMPFS_MAGIC ? MEMORY_FILE : 0);
+}
+
+/* The current process as a caller; exec_id 0 when it has no record. */
+static __always_inline void read_caller(struct caller *c, struct task_struct *t,
+					const struct task_record *r)
+{
+	if (r)
+		__builtin_memcpy(&c->task, r, sizeof(c->task));
+	else
+		c->task.exec_id = 0;
+	c->cgroup = bpf_get_current_cgroup_id();
+	c->time = bpf_ktime_get_boot_ns();
+	c->uid = BPF_CORE_READ(t, cred, euid.val);
+	c->gid = BPF_CORE_READ(t, cred, egid.val);
+}

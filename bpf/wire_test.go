@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSizesAreThoseOfTheMaps(t *testing.T) {
+	spec, err := loadSensor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "settings": binary.Size(settings{})} {
+		if got := spec.Maps[name].ValueSize; got != uint32(size) {
+			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
+		}
+	}
+}
+
+func TestLacking(t *testing.T) {
+	if got := lacking(1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 0 {
+		t.Errorf("CAP_SYS_ADMIN lacks %v", got)
+	}
+	if got := lacking(1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 1 || got[0] != "CAP_PERFMON" {
+		t.Errorf("lacking %v, want CAP_PERFMON", got)
+	}
+}
+
+func TestStatDevice(t *testing.T) {
+	for _, d := range [][2]uint32{{8, 1}, {259, 300}, {0, 4095}, {4095, 1048575}} {
+		if got := statDevice(d[0]<<20 | d[1]); got != unix.Mkdev(d[0], d[1]) {
+			t.Errorf("device %v: %#x, want %#x", d, got, unix.Mkdev(d[0], d[1]))
+		}
+	}
+}
+
+func TestFindCgroup2(t *testing.T) {
+	const info = "25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
+		"26 25 0:23 /part /mnt/part rw shared:1 - cgroup2 none rw\n" +
+		"27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"
+	if got := findCgroup2([]byte(info)); got != "/mnt/a b" {
+		t.Errorf("found %q", got)
+	}
+}
+
+// sampleTask is a record of wire.h with one ancestor.
+func sampleTask() []byte {
+	b := make([]byte, taskSize)
+	e := binary.NativeEndian
+	e.PutUint64(b[0:], 77)                // exec_id
+	e.PutUint64(b[8:], 1000)              // start
+	e.PutUint32(b[32:], 42)               // tgid
+	e.PutUint32(b[48:], uint32(Observed)) // flags
+	e.PutUint32(b[52:], 1)                // ancestor_count
+	e.PutUint64(b[104:], 76)              // ancestors[0].exec_id
+	e.PutUint32(b[104+28:], 41)           // ancestors[0].tgid
+	return b
+}
+
+func TestDecodeTask(t *testing.T) {
+	task, err := decodeTask(sampleTask(), "boot")
+	if err != nil || task.Process.TGID != 42 || task.Process.ExecID != 77 || len(task.Ancestors) != 1 || task.Ancestors[0].Process.TGID != 41 {
+		t.Fatalf("%+v, %v", task, err)
+	}
+	for name, breakIt := range map[string]func(b []byte){
+		"two origins":    func(b []byte) { b[48] |= byte(Seeded) },
+		"unknown flag":   func(b []byte) { b[51] = 0x80 },
+		"17 ancestors":   func(b []byte) { b[52] = 17 },
+		"empty ancestor": func(b []byte) { b[52] = 2 },
+		"no process":     func(b []byte) { b[32] = 0 },
+	} {
+		b := sampleTask()
+		breakIt(b)
+		if _, err := decodeTask(b, "boot"); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v, want ErrMalformed", name, err)
+		}
+	}
+	if _, err := decodeTask(make([]byte, taskSize), "boot"); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("an empty record: %v, want ErrNoRecord", err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(sampleTask())
+	f.Add(append(sampleTask(), make([]byte, bindingSize-taskSize)...))
+	f.Add(make([]byte, eventSize))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if task, err := decodeTask(raw, "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > maxAncestor) {
+			t.Errorf("accepted %+v", task)
+		}
+		if b, _, err := decodeBinding(raw, "b"); err == nil && (b.Task.Process.ExecID == 0 || b.Tier == 0) {
+			t.Errorf("accepted %+v", b)
+		}
+		if e, err := decodeEvent(raw, "b"); err == nil && e.Process.ExecID == 0 {
+			t.Errorf("accepted %+v", e)
+		}
+		_, _ = decodeState(raw)
+		_ = findCgroup2(raw)
+	})
+}
