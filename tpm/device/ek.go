@@ -10,6 +10,8 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/assay-id/assay/tpm"
 )
 
 // ekProfiles are the endorsement keys that we can use, in order of preference: NV index of the
@@ -43,7 +45,11 @@ func (d *Device) findEK() error {
 		if err != nil {
 			return fmt.Errorf("reading the endorsement key: %w", err)
 		}
-		if k, ok := public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(cert.PublicKey) {
+		certified, err := tpm.EKCertificateKey(cert)
+		if err != nil {
+			return fmt.Errorf("the EK certificate in NV 0x%08x: %w", uint32(p.nv), err)
+		}
+		if k, ok := public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
 			return fmt.Errorf("the EK certificate in NV 0x%08x is for another key than the TPM's default EK; put the EK's hash into the server's inventory and remove that certificate", uint32(p.nv))
 		}
 		d.ekCertificates = [][]byte{cert.Raw}
