@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -174,15 +173,14 @@ func (s *Sensor) note(name string, state HookState, detail string) {
 	s.hooks = append(s.hooks, Hook{section, state, detail})
 }
 
-// refusals lists why the hooks of some programs are unavailable.
-func (s *Sensor) refusals(names []string) string {
-	var out []string
+// firstRefusal says which of some programs' hooks is unavailable, and why.
+func (s *Sensor) firstRefusal(names []string) string {
 	for _, name := range names {
 		for _, h := range s.hooks {
 			if h.Name == s.section(name) && h.State == HookUnavailable {
-				out = append(out, h.Name+": "+h.Detail)
+				return h.Name + ": " + h.Detail
 			}
 		}
 	}
-	return strings.Join(out, "; ")
+	return ""
 }

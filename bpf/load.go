@@ -101,11 +101,11 @@ func (s *Sensor) load(c Config) (err error) {
 	if why != "none are pinned" {
 		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
 	}
-	if err := s.startAnew(); err != nil {
-		return errors.Join(err, s.release(), removePins(s.dir))
+	if err := s.startAnew(c.MinimumTier); err != nil {
+		return errors.Join(err, s.release(), removePins(s.dir), os.Remove(s.dir))
 	}
 	s.log.Info("kernel sensor attached", "tier", s.tier, "pins", s.dir)
-	return s.checkTier(c.MinimumTier)
+	return nil
 }
 
 func (s *Sensor) checkTier(least selectors.Tier) error {
@@ -113,8 +113,8 @@ func (s *Sensor) checkTier(least selectors.Tier) error {
 		return nil
 	}
 	return &problem{kind: ErrTier, sentence: fmt.Sprintf(
-		"this kernel gives evidence of tier %s but the configuration demands %s (%s): boot with \"bpf\" in the lsm= parameter, or lower the minimum tier",
-		s.tier, least, s.refusals(tierPrograms[selectors.TierT1]))}
+		"this kernel gives evidence of tier %s but the configuration demands %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or lower the minimum tier",
+		s.tier, least, s.firstRefusal(tierPrograms[selectors.TierT1]))}
 }
 
 // lockDir keeps other agents away from the pins while the file is open.
@@ -175,12 +175,12 @@ func (s *Sensor) takeOverLinks() error {
 			s.note(name, HookOn, "")
 		}
 	}
-	s.noteTheRest()
+	s.noteTheRest("refused when the sensor was first attached")
 	return nil
 }
 
 // noteTheRest completes the list of hooks with those that are not attached.
-func (s *Sensor) noteTheRest() {
+func (s *Sensor) noteTheRest(why string) {
 	missing := func(names []string, state HookState, detail string) {
 		for _, name := range names {
 			if s.links[name] == nil && !s.noted(name) {
@@ -191,14 +191,14 @@ func (s *Sensor) noteTheRest() {
 	if s.tier == selectors.TierT1 {
 		missing(tierPrograms[selectors.TierT2], HookOff, "not needed at tier t1")
 	} else {
-		missing(tierPrograms[selectors.TierT1], HookUnavailable, "refused when the sensor was first attached")
+		missing(tierPrograms[selectors.TierT1], HookUnavailable, why)
 	}
 	for i, name := range threadExecPrograms {
 		other := threadExecPrograms[1-i]
 		if s.links[other] != nil {
 			missing([]string{name}, HookOff, "not needed beside "+s.section(other))
 		} else {
-			missing([]string{name}, HookUnavailable, "refused when the sensor was first attached")
+			missing([]string{name}, HookUnavailable, why)
 		}
 	}
 }
@@ -215,7 +215,7 @@ func (s *Sensor) noted(name string) bool {
 // startAnew removes what is pinned and attaches everything: first the hooks, then the seed,
 // so that no process falls between them. The build is written last: pins without it are not
 // complete.
-func (s *Sensor) startAnew() error {
+func (s *Sensor) startAnew(least selectors.Tier) error {
 	s.hooks = nil
 	if err := removePins(s.dir); err != nil {
 		return err
@@ -224,7 +224,7 @@ func (s *Sensor) startAnew() error {
 		return err
 	}
 	if err := s.attachAll(lineagePrograms); err != nil {
-		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not record forks and execs (" + s.refusals(lineagePrograms) +
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not record forks and execs (" + s.firstRefusal(lineagePrograms) +
 			"): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF"}
 	}
 	s.attachThreadExec()
@@ -234,7 +234,10 @@ func (s *Sensor) startAnew() error {
 	if err := s.chooseTier(); err != nil {
 		return err
 	}
-	s.noteTheRest()
+	s.noteTheRest("not tried, because another hook of its tier is refused")
+	if err := s.checkTier(least); err != nil {
+		return err
+	}
 	return s.writeSettings(build())
 }
 
@@ -271,7 +274,7 @@ func (s *Sensor) attachThreadExec() {
 			return
 		}
 	}
-	s.log.Warn("execve from a thread will lose its lineage", "because", s.refusals(threadExecPrograms))
+	s.log.Warn("execve from a thread will lose its lineage", "because", s.firstRefusal(threadExecPrograms))
 }
 
 // chooseTier takes the strongest tier whose hooks attach and are seen to work.
@@ -295,8 +298,8 @@ func (s *Sensor) chooseTier() error {
 		}
 	}
 	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
-		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.7 with CONFIG_CGROUP_BPF [%s] [%s]",
-		runningLSMs(), s.refusals(tierPrograms[selectors.TierT1]), s.refusals(tierPrograms[selectors.TierT2]))}
+		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.7 with CONFIG_CGROUP_BPF (%s; %s)",
+		runningLSMs(), s.firstRefusal(tierPrograms[selectors.TierT1]), s.firstRefusal(tierPrograms[selectors.TierT2]))}
 }
 
 func runningLSMs() string {

@@ -585,7 +585,9 @@ func TestLoadSaysWhatToDo(t *testing.T) {
 		t.Errorf("demanding T1: %v", err)
 	}
 	t.Log(err)
-	check(Unpin(pins))
+	if _, err := os.Stat(pins); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a Load that failed left pins: %v", err)
+	}
 }
 
 func BenchmarkBinding(b *testing.B) {
