@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent wires the parts of the agent together and runs them; it decides nothing.
+//
+//	bpf ─▶ caller ─▶ attest ─▶ workloadapi ─▶ workloads
+//	                              ▲
+//	tpm/device ─▶ upstream ◀──▶ svids
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/assay-id/assay/agent/attest"
+	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/svids"
+	"github.com/assay-id/assay/agent/upstream"
+	"github.com/assay-id/assay/agent/workloadapi"
+	"github.com/assay-id/assay/bpf"
+	adminpb "github.com/assay-id/assay/proto/agentadmin"
+	"github.com/assay-id/assay/tpm/device"
+)
+
+// Agent is one node's agent. Make one with New, run it once.
+type Agent struct {
+	conf    *prepared
+	log     *slog.Logger
+	version string
+
+	sensor   *bpf.Sensor
+	attestor *attest.Attestor
+	server   *upstream.Client
+	svids    *svids.Manager
+	streams  atomic.Int32
+}
+
+// New checks the configuration. Logs go to out, one line of text each.
+func New(c Config, version string, out io.Writer) (*Agent, error) {
+	p, err := c.prepare()
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
+	return &Agent{conf: p, log: log, version: version}, nil
+}
+
+// Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	if err := os.MkdirAll(a.conf.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	a.sensor, err = bpf.Load(bpf.Config{PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, Logger: a.log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.sensor.Close()) }()
+	a.log.Info("kernel sensor is on", "tier", a.sensor.Tier())
+
+	attestor, closeTPM, err := a.nodeAttestor(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeTPM()
+	a.server = upstream.New(upstream.Config{
+		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
+		Attestor: attestor, DataDir: a.conf.DataDir, Version: a.version, Logger: a.log, Now: time.Now,
+	})
+	a.svids = svids.New(a.server, a.log, time.Now)
+	a.server.SetSink(a.svids)
+	a.attestor = attest.New(a.sensor, a.log)
+
+	listener, err := listenWorkloads(a.conf.SocketPath, a.sensor, a.log)
+	if err != nil {
+		return err
+	}
+	admin, err := listenAdmin(a.conf.AdminSocketPath)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return a.serve(ctx, listener, admin)
+}
+
+func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), error) {
+	if a.conf.JoinToken != nil {
+		return upstream.JoinToken{Token: a.conf.JoinToken.Token}, func() {}, nil
+	}
+	dev, err := device.Open(ctx, a.conf.TPM.Device)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &upstream.TPM{Device: dev}, func() { dev.Close() }, nil
+}
+
+func (a *Agent) serve(ctx context.Context, workloads, admin net.Listener) error {
+	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
+	workloadapi.New(a.workload, a.svids, a.log).Register(faces)
+	operators := grpc.NewServer()
+	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.server.Run(ctx) })
+	group.Go(func() error { return a.sensor.Events(ctx, func(bpf.Event) {}) })
+	for server, l := range map[*grpc.Server]net.Listener{faces: workloads, operators: admin} {
+		group.Go(func() error { return server.Serve(l) })
+		group.Go(func() error {
+			<-ctx.Done()
+			server.Stop()
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// workload attests the caller of a Workload API request.
+func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
+	w, err := a.attestor.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.streams.Add(1)
+	context.AfterFunc(ctx, func() { a.streams.Add(-1) })
+	return w, nil
+}
+
+// listenWorkloads opens the Workload API's socket for every process of the node.
+func listenWorkloads(path string, sensor *bpf.Sensor, log *slog.Logger) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("socket_path: %w", err)
+	}
+	return caller.Listen(path, 0o777, sensor, log)
+}
+
+// listenAdmin opens the admin socket for root alone. The Workload API's socket is already
+// ours, so a file that is left here belongs to an agent that is gone.
+func listenAdmin(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("admin_socket_path: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("admin_socket_path: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("admin_socket_path: %w", err)
+	}
+	if err := os.Chmod(path, 0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("admin_socket_path: %w", err), l.Close())
+	}
+	return l, nil
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// Config is the agent's configuration file (HCL). Paths are absolute.
+type Config struct {
+	// TrustDomain that the agent belongs to, for example "example.org".
+	TrustDomain string `hcl:"trust_domain"`
+	// ServerAddress is host:port of the server.
+	ServerAddress string `hcl:"server_address"`
+	// TrustBundlePath is a PEM file with the trust domain's X.509 authorities: how the server
+	// is known the first time. Later the bundle kept in data_dir is used.
+	TrustBundlePath string `hcl:"trust_bundle_path,optional"`
+	// InsecureBootstrap trusts whatever server answers the first time.
+	InsecureBootstrap bool `hcl:"insecure_bootstrap,optional"`
+	// DataDir holds the node's SVID and the bundle between runs (default /var/lib/assay/agent).
+	DataDir string `hcl:"data_dir,optional"`
+	// SocketPath of the Workload API (default /run/assay/agent/api.sock), mode 0777.
+	SocketPath string `hcl:"socket_path,optional"`
+	// AdminSocketPath for `assay agent status` and `assay explain` (default
+	// /run/assay/agent/admin.sock), mode 0700: root only.
+	AdminSocketPath string `hcl:"admin_socket_path,optional"`
+	// PinDir is a folder on a bpffs for the sensor's programs and records (default /sys/fs/bpf/assay).
+	PinDir string `hcl:"pin_dir,optional"`
+	// MinimumTier of evidence, "t1" or "t2" (default "t2"). The agent does not start below it.
+	MinimumTier string `hcl:"minimum_tier,optional"`
+	// LogLevel is debug, info, warn or error (default info).
+	LogLevel string `hcl:"log_level,optional"`
+
+	// Exactly one of these says how the node proves which one it is.
+	TPM       *TPMConfig       `hcl:"tpm,block"`
+	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
+}
+
+// TPMConfig is the block `tpm`.
+type TPMConfig struct {
+	// Device is /dev/tpmrm0 (default) or unix:/path to a software TPM's socket.
+	Device string `hcl:"device,optional"`
+}
+
+// JoinTokenConfig is the block `join_token`.
+type JoinTokenConfig struct {
+	Token string `hcl:"token"`
+}
+
+const defaultPinDir = "/sys/fs/bpf/assay"
+
+// prepared is a Config with its defaults and its texts understood.
+type prepared struct {
+	Config
+	trustDomain spiffeid.TrustDomain
+	bootstrap   *spiffebundle.Bundle
+	tier        selectors.Tier
+	level       slog.Level
+}
+
+// Validate reports the first thing in the configuration that can not work, in one sentence.
+func (c Config) Validate() error {
+	_, err := c.prepare()
+	return err
+}
+
+func (c Config) prepare() (*prepared, error) {
+	fallback := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	fallback(&c.DataDir, "/var/lib/assay/agent")
+	fallback(&c.SocketPath, "/run/assay/agent/api.sock")
+	fallback(&c.AdminSocketPath, "/run/assay/agent/admin.sock")
+	fallback(&c.PinDir, defaultPinDir)
+	fallback(&c.MinimumTier, "t2")
+	fallback(&c.LogLevel, "info")
+	p := &prepared{Config: c}
+	for name, path := range map[string]string{"data_dir": c.DataDir, "socket_path": c.SocketPath, "admin_socket_path": c.AdminSocketPath, "pin_dir": c.PinDir} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("%s %q: write an absolute path", name, path)
+		}
+	}
+	var err error
+	if p.trustDomain, err = spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		return nil, fmt.Errorf("trust_domain %q: %w", c.TrustDomain, err)
+	}
+	var ok bool
+	if p.tier, ok = selectors.ParseTier(c.MinimumTier); !ok || p.tier < selectors.TierT2 {
+		return nil, fmt.Errorf("minimum_tier %q: the tiers that can be demanded are t1 and t2", c.MinimumTier)
+	}
+	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
+	}
+	if (c.TPM == nil) == (c.JoinToken == nil) {
+		return nil, errors.New("name exactly one way of attestation: a block tpm { } or a block join_token { token = \"…\" }")
+	}
+	if c.TPM != nil {
+		fallback(&c.TPM.Device, "/dev/tpmrm0")
+	}
+	return p, p.loadBootstrap()
+}
+
+func (p *prepared) loadBootstrap() error {
+	if p.TrustBundlePath == "" {
+		if !p.InsecureBootstrap {
+			return errors.New("the server can not be authenticated: set trust_bundle_path to a file made by `assay bundle show` (or insecure_bootstrap = true on a network you trust)")
+		}
+		return nil
+	}
+	pem, err := os.ReadFile(p.TrustBundlePath)
+	if err != nil {
+		return fmt.Errorf("trust_bundle_path: %w; make the file with `assay bundle show`", err)
+	}
+	x, err := x509bundle.Parse(p.trustDomain, pem)
+	if err != nil || x.Empty() {
+		return fmt.Errorf("trust_bundle_path %s holds no PEM certificates; make the file with `assay bundle show`", p.TrustBundlePath)
+	}
+	p.bootstrap = spiffebundle.FromX509Bundle(x)
+	return nil
+}
+
+// Pins returns where the sensor keeps its programs and records.
+func (c Config) Pins() string {
+	if c.PinDir == "" {
+		return defaultPinDir
+	}
+	return c.PinDir
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+)
+
+// attest runs one AttestAgent stream and fetches the bundle on the same connection
+// (the order that SPIRE's agent keeps: research/spire-wire.md §2.1).
+func (c *Client) attest(ctx context.Context) (*node, error) {
+	tlsConf, err := c.serverTLS()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("dns:///"+c.cfg.ServerAddress, grpc.WithTransportCredentials(credentials.NewTLS(tlsConf)))
+	if err != nil {
+		return nil, fmt.Errorf("server address %q: %w", c.cfg.ServerAddress, err)
+	}
+	defer conn.Close()
+
+	payload, key, err := c.cfg.Attestor.Begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s attestation: %w", c.cfg.Attestor.Type(), err)
+	}
+	csr, err := nodeCSR(key)
+	if err != nil {
+		return nil, err
+	}
+	result, err := c.attestStream(ctx, conn, payload, csr)
+	if err != nil {
+		return nil, admission(err)
+	}
+	svid, err := parseSVID(result.GetSvid(), key)
+	if err != nil {
+		return nil, err
+	}
+	pb, err := bundlev1.NewBundleClient(conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("fetch bundle: %w", err)
+	}
+	bundle, err := parseBundle(c.cfg.TrustDomain, pb)
+	if err != nil {
+		return nil, err
+	}
+	return &node{svid: svid, bundle: bundle, reattestable: result.GetReattestable()}, nil
+}
+
+func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payload, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
+	stream, err := agentv1.NewAgentClient(conn).AttestAgent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	msg := &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+		Data:   &types.AttestationData{Type: c.cfg.Attestor.Type(), Payload: payload},
+		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+	}}}
+	for {
+		// A send that fails with EOF has its reason in Recv.
+		if err := stream.Send(msg); err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		resp, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if result := resp.GetResult(); result != nil {
+			return result, stream.CloseSend()
+		}
+		answer, err := c.cfg.Attestor.Answer(ctx, resp.GetChallenge())
+		if err != nil {
+			return nil, fmt.Errorf("answer the server's %s challenge: %w", c.cfg.Attestor.Type(), err)
+		}
+		msg = &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}}
+	}
+}
+
+// admission tells a verdict on this node from a fault that may pass.
+func admission(err error) error {
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition:
+		return fmt.Errorf("%w: %s", ErrNotAdmitted, status.Convert(err).Message())
+	}
+	return fmt.Errorf("attest: %w", err)
+}
+
+func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn) (*node, error) {
+	csr, err := nodeCSR(n.svid.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := agentv1.NewAgentClient(conn).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csr}})
+	if err != nil {
+		return nil, verdict(err)
+	}
+	svid, err := parseSVID(resp.GetSvid(), n.svid.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	return &node{svid: svid, bundle: n.bundle}, nil
+}
+
+// verdict reads PermissionDeniedDetails out of a denial (spire.api.types).
+func verdict(err error) error {
+	st := status.Convert(err)
+	if st.Code() != codes.PermissionDenied {
+		return err
+	}
+	for _, d := range st.Details() {
+		if d, ok := d.(*types.PermissionDeniedDetails); ok {
+			switch d.Reason {
+			case types.PermissionDeniedDetails_AGENT_BANNED:
+				return ErrBanned
+			case types.PermissionDeniedDetails_AGENT_EXPIRED, types.PermissionDeniedDetails_AGENT_NOT_ATTESTED,
+				types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
+				return fmt.Errorf("%w (%s)", errReattest, d.Reason)
+			}
+		}
+	}
+	return err
+}
+
+// serverTLS authenticates the server as the trust domain's /spire/server, by the bundle we
+// have or the bootstrap bundle; the DNS name plays no part.
+func (c *Client) serverTLS() (*tls.Config, error) {
+	server, err := spiffeid.FromPath(c.cfg.TrustDomain, "/spire/server")
+	if err != nil {
+		return nil, fmt.Errorf("server ID: %w", err)
+	}
+	if b := c.trustBundle(); b != nil {
+		return tlsconfig.TLSClientConfig(b, tlsconfig.AuthorizeID(server)), nil
+	}
+	c.cfg.Logger.Warn("insecure_bootstrap: trusting whatever server answers, this once", "server", c.cfg.ServerAddress)
+	return &tls.Config{InsecureSkipVerify: true, VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
+		leaf, err := x509.ParseCertificate(raw[0])
+		if err != nil {
+			return fmt.Errorf("server certificate: %w", err)
+		}
+		if id, err := x509svid.IDFromCert(leaf); err != nil || id != server {
+			return fmt.Errorf("server presents %q, want %q", id, server)
+		}
+		return nil
+	}}, nil
+}
+
+func (c *Client) trustBundle() *spiffebundle.Bundle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.node != nil {
+		return c.node.bundle
+	}
+	return c.cfg.Bootstrap
+}
+
+// dialNode connects with the node's own SVID; its key may live in a TPM.
+func (c *Client) dialNode(n *node) (*grpc.ClientConn, error) {
+	server, err := spiffeid.FromPath(c.cfg.TrustDomain, "/spire/server")
+	if err != nil {
+		return nil, fmt.Errorf("server ID: %w", err)
+	}
+	conf := tlsconfig.MTLSClientConfig(n.svid, n.bundle, tlsconfig.AuthorizeID(server))
+	conn, err := grpc.NewClient("dns:///"+c.cfg.ServerAddress, grpc.WithTransportCredentials(credentials.NewTLS(conf)))
+	if err != nil {
+		return nil, fmt.Errorf("server address %q: %w", c.cfg.ServerAddress, err)
+	}
+	return conn, nil
+}
+
+func nodeCSR(key crypto.Signer) ([]byte, error) {
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		SignatureAlgorithm: x509.ECDSAWithSHA256,
+		Subject:            pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
+	}, key)
+	if err != nil {
+		return nil, fmt.Errorf("sign CSR with the node's key: %w", err)
+	}
+	return csr, nil
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	evidencepb "github.com/assay-id/assay/proto/evidence"
+	"github.com/assay-id/assay/selectors"
+)
+
+func parseID(pb *types.SPIFFEID) (spiffeid.ID, error) {
+	td, err := spiffeid.TrustDomainFromString(pb.GetTrustDomain())
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	return spiffeid.FromPath(td, pb.GetPath())
+}
+
+func parseChain(der [][]byte) ([]*x509.Certificate, error) {
+	if len(der) == 0 {
+		return nil, errors.New("server sent an empty certificate chain")
+	}
+	chain := make([]*x509.Certificate, len(der))
+	for i, d := range der {
+		c, err := x509.ParseCertificate(d)
+		if err != nil {
+			return nil, fmt.Errorf("server sent a malformed certificate: %w", err)
+		}
+		chain[i] = c
+	}
+	return chain, nil
+}
+
+func parseSVID(pb *types.X509SVID, key crypto.Signer) (*x509svid.SVID, error) {
+	chain, err := parseChain(pb.GetCertChain())
+	if err != nil {
+		return nil, err
+	}
+	id, err := x509svid.IDFromCert(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("server sent a node SVID without a SPIFFE ID: %w", err)
+	}
+	return &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, nil
+}
+
+func parseBundle(td spiffeid.TrustDomain, pb *types.Bundle) (*spiffebundle.Bundle, error) {
+	if pb.GetTrustDomain() != td.Name() {
+		return nil, fmt.Errorf("server sent the bundle of trust domain %q, this agent's is %q", pb.GetTrustDomain(), td.Name())
+	}
+	b := spiffebundle.New(td)
+	for _, a := range pb.GetX509Authorities() {
+		c, err := x509.ParseCertificate(a.GetAsn1())
+		if err != nil {
+			return nil, fmt.Errorf("server sent a malformed X.509 authority: %w", err)
+		}
+		b.AddX509Authority(c)
+	}
+	if b.X509Bundle().Empty() {
+		return nil, errors.New("server sent a bundle without X.509 authorities")
+	}
+	for _, k := range pb.GetJwtAuthorities() {
+		key, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+		if err != nil {
+			return nil, fmt.Errorf("server sent a malformed JWT authority %q: %w", k.GetKeyId(), err)
+		}
+		if err := b.AddJWTAuthority(k.GetKeyId(), key); err != nil {
+			return nil, fmt.Errorf("JWT authority: %w", err)
+		}
+	}
+	b.SetSequenceNumber(pb.GetSequenceNumber())
+	return b, nil
+}
+
+func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
+	id, err := parseID(pb.GetSpiffeId())
+	if err != nil {
+		return nil, fmt.Errorf("SPIFFE ID: %w", err)
+	}
+	parent, err := parseID(pb.GetParentId())
+	if err != nil {
+		return nil, fmt.Errorf("parent ID: %w", err)
+	}
+	e := &selectors.Entry{
+		ID: pb.GetId(), SPIFFEID: id, ParentID: parent, Hint: pb.GetHint(),
+		Revision: pb.GetRevisionNumber(), CreatedAt: time.Unix(pb.GetCreatedAt(), 0),
+		FederatesWith: pb.GetFederatesWith(), DNSNames: pb.GetDnsNames(),
+		X509SVIDTTL: time.Duration(pb.GetX509SvidTtl()) * time.Second,
+		JWTSVIDTTL:  time.Duration(pb.GetJwtSvidTtl()) * time.Second,
+	}
+	if at := pb.GetExpiresAt(); at != 0 {
+		e.ExpiresAt = time.Unix(at, 0)
+	}
+	for _, s := range pb.GetSelectors() {
+		sel := selectors.Selector{Type: s.GetType(), Value: s.GetValue()}
+		if err := sel.Validate(); err != nil {
+			return nil, err
+		}
+		e.Selectors = append(e.Selectors, sel)
+	}
+	if e.ID == "" || len(e.Selectors) == 0 {
+		return nil, errors.New("entry without an id or without selectors")
+	}
+	return e, nil
+}
+
+func factsProto(f *selectors.Facts) *evidencepb.Facts {
+	pb := &evidencepb.Facts{
+		Process: &evidencepb.ProcessKey{BootId: f.Process.BootID, Tgid: f.Process.TGID,
+			StartBoottime: f.Process.StartBoottime, ExecId: f.Process.ExecID},
+		Tier:             evidencepb.Tier(f.Tier),
+		Executable:       executableProto(f.Executable),
+		Cgroup:           &evidencepb.Cgroup{Id: f.Cgroup.ID, Path: f.Cgroup.Path},
+		LineageTruncated: f.LineageTruncated,
+		Observed:         f.Observed,
+		Credentials: &evidencepb.Credentials{Uid: f.Credentials.UID, Gid: f.Credentials.GID,
+			User: f.Credentials.User, Group: f.Credentials.Group},
+	}
+	for _, g := range f.Credentials.SupplementaryGroups {
+		pb.Credentials.SupplementaryGroups = append(pb.Credentials.SupplementaryGroups, &evidencepb.Group{Gid: g.GID, Name: g.Name})
+	}
+	for _, a := range f.Ancestors {
+		pb.Ancestors = append(pb.Ancestors, &evidencepb.Ancestor{ExecId: a.ExecID, Tgid: a.TGID,
+			Observed: a.Observed, Executable: executableProto(a.Executable)})
+	}
+	return pb
+}
+
+func executableProto(x selectors.Executable) *evidencepb.Executable {
+	pb := &evidencepb.Executable{Path: x.Path, Size: x.Size}
+	if !x.SHA256.IsZero() {
+		pb.Sha256 = x.SHA256[:]
+	}
+	return pb
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	nodepb "github.com/assay-id/assay/proto/node"
+	"github.com/assay-id/assay/selectors"
+)
+
+// watch follows the feed into the sink until it breaks.
+func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
+	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, &nodepb.WatchRequest{}, grpc.WaitForReady(false))
+	if err != nil {
+		return verdict(err)
+	}
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			return verdict(err)
+		}
+		back.reset()
+		c.connected.Store(true)
+		if err := c.deliver(msg); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) deliver(msg *nodepb.WatchResponse) error {
+	if msg.Bundle != nil {
+		b, err := parseBundle(c.cfg.TrustDomain, msg.Bundle)
+		if err != nil {
+			return err
+		}
+		c.newBundle(b)
+		c.sink.Bundle(b)
+	}
+	entries := make([]*selectors.Entry, 0, len(msg.Entries))
+	for _, pb := range msg.Entries {
+		e, err := parseEntry(pb)
+		if err != nil {
+			c.cfg.Logger.Warn("entry ignored", "entry", pb.GetId(), "error", err)
+			continue
+		}
+		entries = append(entries, e)
+	}
+	if msg.Full || len(entries) > 0 || len(msg.Removed) > 0 {
+		c.sink.Entries(msg.Full, entries, msg.Removed, msg.Revision)
+	}
+	return nil
+}
+
+// signTimeout bounds one signing call, so that a server that hangs counts as one that is away.
+const signTimeout = 10 * time.Second
+
+// Refusal is the server's verdict on a signing request, as against a fault.
+type Refusal struct{ Message string }
+
+func (r *Refusal) Error() string { return "the server refused to sign: " + r.Message }
+
+// Refused marks the error as a verdict for whoever must not know this package.
+func (r *Refusal) Refused() bool { return true }
+
+// SignX509SVID has the server sign a workload's key on the given facts. A verdict of the
+// server is a *Refusal.
+func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error) {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	if conn == nil {
+		return nil, errors.New("the agent has no connection to the server yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	resp, err := nodepb.NewNodeClient(conn).SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{
+		EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: factsProto(facts),
+	})
+	switch status.Code(err) {
+	case codes.OK:
+	case codes.NotFound, codes.FailedPrecondition, codes.InvalidArgument, codes.PermissionDenied:
+		return nil, &Refusal{status.Convert(err).Message()}
+	default:
+		return nil, fmt.Errorf("ask the server to sign: %w", err)
+	}
+	return parseChain(resp.GetSvid().GetCertChain())
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// saved is DataDir/agent.json. Key is the attestor's; a TPM's names a key and is no secret,
+// a join token's is the private key itself. A crash while writing leaves the former file.
+type saved struct {
+	Attestor     string   `json:"attestor"`
+	Chain        [][]byte `json:"chain"`
+	Key          []byte   `json:"key"`
+	Bundle       []byte   `json:"bundle"` // SPIFFE bundle format
+	Reattestable bool     `json:"reattestable"`
+}
+
+func (c *Client) statePath() string { return filepath.Join(c.cfg.DataDir, "agent.json") }
+
+// load restores what the last run left, if it is whole and still valid. Anything else is not
+// an error: the node attests. A node that can attest again does so at every start, because
+// the machine may have booted something else since; then only the bundle is used.
+func (c *Client) load() {
+	n, err := c.restore()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		c.cfg.Logger.Info("not using the identity of the last run, attesting anew", "reason", err)
+	case n.reattestable:
+		c.bootstrapAlso(n.bundle)
+	default:
+		c.mu.Lock()
+		c.node = n
+		c.mu.Unlock()
+	}
+}
+
+// bootstrapAlso lets the authorities of the last run authenticate the server, beside those
+// that the operator configured.
+func (c *Client) bootstrapAlso(b *spiffebundle.Bundle) {
+	if c.cfg.Bootstrap != nil {
+		for _, a := range c.cfg.Bootstrap.X509Authorities() {
+			b.AddX509Authority(a)
+		}
+	}
+	c.cfg.Bootstrap = b
+}
+
+func (c *Client) restore() (*node, error) {
+	data, err := os.ReadFile(c.statePath())
+	if err != nil {
+		return nil, err
+	}
+	var s saved
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.statePath(), err)
+	}
+	if s.Attestor != c.cfg.Attestor.Type() {
+		return nil, fmt.Errorf("%s was written by attestor %q", c.statePath(), s.Attestor)
+	}
+	chain, err := parseChain(s.Chain)
+	if err != nil {
+		return nil, err
+	}
+	if !c.cfg.Now().Before(chain[0].NotAfter) {
+		return nil, fmt.Errorf("it expired at %s", chain[0].NotAfter)
+	}
+	id, err := x509svid.IDFromCert(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := spiffebundle.Parse(c.cfg.TrustDomain, s.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	key, err := c.cfg.Attestor.Restore(s.Key)
+	if err != nil {
+		return nil, fmt.Errorf("the node's key: %w", err)
+	}
+	return &node{svid: &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, bundle: bundle, reattestable: s.Reattestable}, nil
+}
+
+func (c *Client) save(n *node) error {
+	key, err := c.cfg.Attestor.Save(n.svid.PrivateKey)
+	if err != nil {
+		return fmt.Errorf("save the node's key: %w", err)
+	}
+	bundle, err := n.bundle.Marshal()
+	if err != nil {
+		return fmt.Errorf("encode bundle: %w", err)
+	}
+	s := saved{Attestor: c.cfg.Attestor.Type(), Key: key, Bundle: bundle, Reattestable: n.reattestable}
+	for _, cert := range n.svid.Certificates {
+		s.Chain = append(s.Chain, cert.Raw)
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode agent state: %w", err)
+	}
+	tmp := c.statePath() + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("save agent state: %w", err)
+	}
+	if err := os.Rename(tmp, c.statePath()); err != nil {
+		return fmt.Errorf("save agent state: %w", err)
+	}
+	return nil
+}
+
+// unsave removes what save wrote. A file that can not be removed is harmless: the server
+// refuses what is in it, and the agent attests anew.
+func (c *Client) unsave() { _ = os.Remove(c.statePath()) }
+
+// newBundle replaces the authorities that authenticate the server, on open connections too.
+func (c *Client) newBundle(b *spiffebundle.Bundle) {
+	c.mu.Lock()
+	n := c.node
+	c.mu.Unlock()
+	if n == nil || n.bundle.Equal(b) {
+		return
+	}
+	n.bundle.SetX509Authorities(b.X509Authorities())
+	n.bundle.SetJWTAuthorities(b.JWTAuthorities())
+	if seq, ok := b.SequenceNumber(); ok {
+		n.bundle.SetSequenceNumber(seq)
+	}
+	if err := c.save(n); err != nil {
+		c.cfg.Logger.Warn("bundle is in use but could not be kept for the next start", "error", err)
+	}
+}

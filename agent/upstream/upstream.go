@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package upstream is the agent's conversation with the server: it has the node attested,
+// keeps the node's own SVID fresh, follows the pushed feed of entries and bundle, and has
+// workload keys signed on evidence.
+//
+//	attest   no client certificate   Agent.AttestAgent, then Bundle.GetBundle on the same connection
+//	then     mTLS, the node's key    Node.Watch (one stream), Node.SignX509SVID
+//	renew    reattestable: attest again (for a TPM: a fresh quote). Otherwise Agent.RenewAgent
+//
+// Protobuf types do not leave this package.
+package upstream
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// Attestor proves which node this is, in one attestor type of SPIRE's AttestAgent stream.
+type Attestor interface {
+	// Type is the attestor's name on the wire.
+	Type() string
+	// Begin makes the node's new key and the first message.
+	Begin(ctx context.Context) (payload []byte, key crypto.Signer, err error)
+	// Answer answers a challenge of the server.
+	Answer(ctx context.Context, challenge []byte) ([]byte, error)
+	// Restore returns the key that Save described, or an error when it can not be had any more.
+	Restore(saved []byte) (crypto.Signer, error)
+	// Save describes the key so that Restore finds it after a restart.
+	Save(key crypto.Signer) ([]byte, error)
+}
+
+// Sink takes what the server pushes (agent/svids).
+type Sink interface {
+	Entries(full bool, changed []*selectors.Entry, removed []string, revision int64)
+	Bundle(*spiffebundle.Bundle)
+}
+
+// Config is what New needs.
+type Config struct {
+	// ServerAddress is host:port of the server's TCP endpoint.
+	ServerAddress string
+	TrustDomain   spiffeid.TrustDomain
+	// Bootstrap is the bundle that authenticates the server the first time; nil trusts
+	// whatever answers, once (insecure_bootstrap).
+	Bootstrap *spiffebundle.Bundle
+	Attestor  Attestor
+	// DataDir holds agent.json: the node's SVID and the bundle, between runs.
+	DataDir string
+	Version string
+	Logger  *slog.Logger
+	Now     func() time.Time
+}
+
+// Client is the conversation. Make one with New and call Run.
+type Client struct {
+	cfg  Config
+	sink Sink
+
+	mu   sync.Mutex
+	node *node            // nil before the first attestation
+	conn *grpc.ClientConn // mTLS, of node
+
+	connected atomic.Bool
+}
+
+// node is the agent's own identity.
+type node struct {
+	svid         *x509svid.SVID
+	bundle       *spiffebundle.Bundle
+	reattestable bool
+}
+
+// ErrBanned ends Run: an operator banned this node.
+var ErrBanned = errors.New("this node was banned by the server; an operator can let it back with `assay node evict`, after which it attests anew")
+
+// ErrNotAdmitted ends Run: the server judged the node's proof and said no.
+var ErrNotAdmitted = errors.New("the server did not admit this node")
+
+// New returns a Client that has not connected yet. Sink may be set later by SetSink.
+func New(cfg Config) *Client { return &Client{cfg: cfg} }
+
+// SetSink says where pushed entries and bundles go. Call it before Run.
+func (c *Client) SetSink(s Sink) { c.sink = s }
+
+// Connected reports whether the feed is open now.
+func (c *Client) Connected() bool { return c.connected.Load() }
+
+// Identity returns the node's SPIFFE ID and when its SVID ends; ok is false before attestation.
+func (c *Client) Identity() (id spiffeid.ID, notAfter time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.node == nil {
+		return spiffeid.ID{}, time.Time{}, false
+	}
+	return c.node.svid.ID, c.node.svid.Certificates[0].NotAfter, true
+}
+
+// Run keeps the conversation going until ctx ends, or returns an error that trying again
+// would not cure (ErrBanned, ErrNotAdmitted).
+func (c *Client) Run(ctx context.Context) error {
+	c.load()
+	back := backoff{}
+	for ctx.Err() == nil {
+		err := c.session(ctx, &back)
+		c.connected.Store(false)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrBanned), errors.Is(err, ErrNotAdmitted):
+			c.forget()
+			return err
+		case errors.Is(err, errReattest):
+			c.cfg.Logger.Info("attesting again", "reason", err)
+			c.forget()
+			continue
+		case err != nil:
+			d := back.next()
+			c.cfg.Logger.Warn("no conversation with the server, trying again; workloads keep the SVIDs they have", "in", d.Round(time.Millisecond), "error", err)
+			sleep(ctx, d)
+		}
+	}
+	return nil
+}
+
+// session attests if need be, then follows the feed until it breaks or the node's SVID is
+// due for renewal. A nil error means: go on with a new connection.
+func (c *Client) session(ctx context.Context, back *backoff) error {
+	n, err := c.identity(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := c.dialNode(n)
+	if err != nil {
+		return err
+	}
+	c.setConn(n, conn)
+	c.sink.Bundle(n.bundle.Clone())
+
+	leaf := n.svid.Certificates[0]
+	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	due := leaf.NotBefore.Add(life/2 - time.Duration(rand.Int64N(int64(life/10)+1)))
+	watchCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(max(due.Sub(c.cfg.Now()), 0), func() { cancel(errRenewalDue) })
+	defer timer.Stop()
+
+	err = c.watch(watchCtx, conn, back)
+	if errors.Is(context.Cause(watchCtx), errRenewalDue) {
+		return c.renew(ctx, n, conn)
+	}
+	return err
+}
+
+var (
+	errRenewalDue = errors.New("the node's SVID is due for renewal")
+	errReattest   = errors.New("the server asks for a new attestation")
+)
+
+// identity returns the node's identity, attesting when there is none that is valid.
+func (c *Client) identity(ctx context.Context) (*node, error) {
+	c.mu.Lock()
+	n := c.node
+	c.mu.Unlock()
+	if n != nil && c.cfg.Now().Before(n.svid.Certificates[0].NotAfter) {
+		return n, nil
+	}
+	n, err := c.attest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return n, c.adopt(n)
+}
+
+// renew replaces the node's SVID: by a fresh attestation where the attestor can, else by RenewAgent.
+func (c *Client) renew(ctx context.Context, n *node, conn *grpc.ClientConn) error {
+	var next *node
+	var err error
+	if n.reattestable {
+		next, err = c.attest(ctx)
+	} else {
+		next, err = c.renewAgent(ctx, n, conn)
+	}
+	if err != nil {
+		return fmt.Errorf("renew the node's SVID: %w", err)
+	}
+	return c.adopt(next)
+}
+
+func (c *Client) adopt(n *node) error {
+	c.mu.Lock()
+	c.node = n
+	c.mu.Unlock()
+	c.cfg.Logger.Info("node has an identity", "spiffe_id", n.svid.ID, "valid_until", n.svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339))
+	return c.save(n)
+}
+
+func (c *Client) forget() {
+	c.mu.Lock()
+	c.node = nil
+	c.mu.Unlock()
+	c.setConn(nil, nil)
+	c.unsave()
+}
+
+func (c *Client) setConn(n *node, conn *grpc.ClientConn) {
+	c.mu.Lock()
+	old := c.conn
+	c.conn = conn
+	c.mu.Unlock()
+	if old != nil {
+		// Signing calls under way on the old connection get a moment to end.
+		time.AfterFunc(30*time.Second, func() { old.Close() })
+	}
+}
+
+// backoff grows from a quarter of a second to ten seconds, with jitter.
+type backoff struct{ d time.Duration }
+
+func (b *backoff) next() time.Duration {
+	b.d = min(max(b.d*8/5, 250*time.Millisecond), 10*time.Second)
+	return b.d*9/10 + time.Duration(rand.Int64N(int64(b.d)/5))
+}
+
+func (b *backoff) reset() { b.d = 0 }
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net/url"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+var td = spiffeid.RequireTrustDomainFromString("example.org")
+
+func identity(t *testing.T, a Attestor, life time.Duration) *node {
+	t.Helper()
+	_, key, err := a.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := spiffeid.RequireFromPath(td, "/spire/agent/join_token/x")
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(life), URIs: []*url.URL{id.URL()}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := spiffebundle.New(td)
+	b.AddX509Authority(cert)
+	return &node{svid: &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}, bundle: b}
+}
+
+func client(dir string) *Client {
+	return New(Config{TrustDomain: td, Attestor: JoinToken{Token: "x"}, DataDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+}
+
+func TestIdentitySurvivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	n := identity(t, JoinToken{Token: "x"}, time.Hour)
+	if err := client(dir).save(n); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(dir + "/agent.json"); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("agent.json: %v, %v", st, err)
+	}
+	c := client(dir)
+	c.load()
+	if c.node == nil || c.node.svid.ID != n.svid.ID || !c.node.bundle.Equal(n.bundle) {
+		t.Errorf("restored %+v", c.node)
+	}
+	c.forget()
+	if c2 := client(dir); c2.restoreErr() == nil {
+		t.Error("a forgotten identity came back")
+	}
+}
+
+func TestNodeThatCanAttestAgainDoesSo(t *testing.T) {
+	dir := t.TempDir()
+	n := identity(t, JoinToken{Token: "x"}, time.Hour)
+	n.reattestable = true
+	if err := client(dir).save(n); err != nil {
+		t.Fatal(err)
+	}
+	c := client(dir)
+	c.load()
+	if c.node != nil || c.cfg.Bootstrap == nil || !c.cfg.Bootstrap.HasX509Authority(n.svid.Certificates[0]) {
+		t.Errorf("node %v, bootstrap %v", c.node, c.cfg.Bootstrap)
+	}
+}
+
+func (c *Client) restoreErr() error { _, err := c.restore(); return err }
+
+func TestExpiredAndBrokenStateIsNotUsed(t *testing.T) {
+	dir := t.TempDir()
+	if err := client(dir).save(identity(t, JoinToken{Token: "x"}, -time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := client(dir).restoreErr(); err == nil {
+		t.Error("an expired SVID was restored")
+	}
+	if err := os.WriteFile(dir+"/agent.json", []byte(`{"attestor":"join_token"`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := client(dir)
+	c.load()
+	if c.node != nil {
+		t.Error("a broken file was restored")
+	}
+}
+
+func denied(t *testing.T, reason types.PermissionDeniedDetails_Reason) error {
+	t.Helper()
+	st, err := status.New(codes.PermissionDenied, "no").WithDetails(&types.PermissionDeniedDetails{Reason: reason})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Err()
+}
+
+func TestVerdicts(t *testing.T) {
+	for reason, want := range map[types.PermissionDeniedDetails_Reason]error{
+		types.PermissionDeniedDetails_AGENT_BANNED:        ErrBanned,
+		types.PermissionDeniedDetails_AGENT_EXPIRED:       errReattest,
+		types.PermissionDeniedDetails_AGENT_NOT_ATTESTED:  errReattest,
+		types.PermissionDeniedDetails_AGENT_NOT_ACTIVE:    errReattest,
+		types.PermissionDeniedDetails_AGENT_MUST_REATTEST: errReattest,
+	} {
+		if err := verdict(denied(t, reason)); !errors.Is(err, want) {
+			t.Errorf("%v: got %v", reason, err)
+		}
+	}
+	plain := status.Error(codes.PermissionDenied, "no")
+	if err := verdict(plain); errors.Is(err, ErrBanned) || errors.Is(err, errReattest) {
+		t.Errorf("a bare denial became %v", err)
+	}
+	if err := admission(status.Error(codes.PermissionDenied, "unknown EK")); !errors.Is(err, ErrNotAdmitted) {
+		t.Errorf("got %v", err)
+	}
+	if err := admission(status.Error(codes.Unavailable, "x")); errors.Is(err, ErrNotAdmitted) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzParseEntry(f *testing.F) {
+	seed, err := proto.Marshal(&types.Entry{Id: "a", SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/a"},
+		ParentId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/p"}, Selectors: []*types.Selector{{Type: "unix", Value: "uid:1"}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var pb types.Entry
+		if proto.Unmarshal(data, &pb) != nil {
+			return
+		}
+		if e, err := parseEntry(&pb); err == nil && (e.ID == "" || e.SPIFFEID.IsZero() || len(e.SelectorSet()) == 0) {
+			t.Errorf("accepted %+v", e)
+		}
+	})
+}
+
+func FuzzParseBundle(f *testing.F) {
+	f.Add([]byte("\n\x0bexample.org\x12\x03\n\x01x"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var pb types.Bundle
+		if proto.Unmarshal(data, &pb) != nil {
+			return
+		}
+		if b, err := parseBundle(td, &pb); err == nil && b.X509Bundle().Empty() {
+			t.Error("accepted a bundle that authenticates nothing")
+		}
+	})
+}
+
+func TestFactsProtoKeepsEveryField(t *testing.T) {
+	f := &selectors.Facts{
+		Process: selectors.ProcessKey{BootID: "b", TGID: 1, StartBoottime: 2, ExecID: 3}, Tier: selectors.TierT1,
+		Executable:  selectors.Executable{Path: "/p", SHA256: selectors.Digest{9}, Size: 4},
+		Credentials: selectors.Credentials{UID: 5, GID: 6, User: "u", Group: "g", SupplementaryGroups: []selectors.Group{{GID: 7, Name: "s"}}},
+		Cgroup:      selectors.Cgroup{ID: 8, Path: "/c"}, Observed: true, LineageTruncated: true,
+		Ancestors: []selectors.Ancestor{{ExecID: 10, TGID: 11, Observed: true, Executable: selectors.Executable{Path: "/q"}}},
+	}
+	pb := factsProto(f)
+	for i, fields := 0, pb.ProtoReflect().Descriptor().Fields(); i < fields.Len(); i++ {
+		if !pb.ProtoReflect().Has(fields.Get(i)) {
+			t.Errorf("field %s is not sent", fields.Get(i).Name())
+		}
+	}
+	if a := pb.Ancestors[0]; len(a.Executable.Sha256) != 0 || a.ExecId != 10 || !a.Observed {
+		t.Errorf("ancestor: %v", a)
+	}
+}

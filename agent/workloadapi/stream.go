@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package workloadapi
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// readyTimeout is how long a call waits for an agent that has just started.
+const readyTimeout = 10 * time.Second
+
+// message is a *M that is a protobuf message.
+type message[M any] interface {
+	*M
+	proto.Message
+}
+
+// stream attests the caller, sends what answer gives, and again whenever that changes. The
+// caller is checked before each send, so nothing reaches a connection that changed hands.
+func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], answer func(context.Context, Workload) (P, []any, error)) error {
+	ctx := st.Context()
+	w, err := s.attest(ctx)
+	if err != nil {
+		return s.refuse(ctx, err)
+	}
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	sub := s.svids.Subscribe(w.Selectors())
+	defer sub.Close()
+	var last P
+	for {
+		next, delivered, err := answer(ctx, w)
+		if err != nil {
+			return err
+		}
+		if last == nil || !proto.Equal(last, next) {
+			if err := w.Check(); err != nil {
+				return s.refuse(ctx, err)
+			}
+			if err := st.Send(next); err != nil {
+				return err
+			}
+			s.delivered(w, delivered)
+			last = next
+		}
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case <-w.Done():
+			return status.Error(codes.PermissionDenied, "the caller has exited")
+		case <-sub.C():
+		}
+	}
+}
+
+// wait holds a call until the first entries and bundle are here.
+func (s *Server) wait(ctx context.Context) error {
+	select {
+	case <-s.svids.Ready():
+		return nil
+	default:
+	}
+	timeout := time.NewTimer(readyTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.svids.Ready():
+		return nil
+	case <-timeout.C:
+		return status.Error(codes.Unavailable, "the agent has no entries from the server yet, try again")
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// refuse ends a call whose caller can not be attested or is no longer who it was. The caller
+// learns the kind of reason; what was seen stays in the agent's log.
+func (s *Server) refuse(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	s.log.Warn("caller refused", "reason", err)
+	return status.Errorf(codes.PermissionDenied, "caller refused: %v", err)
+}
+
+// delivered records who received what.
+func (s *Server) delivered(w Workload, svids []any) {
+	if len(svids) == 0 {
+		return
+	}
+	f := w.Facts()
+	s.log.Info("delivered", append([]any{"pid", f.Process.TGID, "exec_id", f.Process.ExecID, "sha256", f.Executable.SHA256.String()}, svids...)...)
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+func (a *app) entry() *cobra.Command {
+	return group("entry", "Registration entries: which workloads may hold which identity",
+		a.entryCreate(), a.entryShow(), a.entryUpdate(), a.entryDelete(), a.entryApply())
+}
+
+// entryFlags are the fields of an entry as flags.
+type entryFlags struct {
+	id, spiffeID, parentID, hint, expires string
+	selectors, binaries, parents          []string
+	dns, federates                        []string
+	x509TTL, jwtTTL                       time.Duration
+	admin, downstream                     bool
+}
+
+func (e *entryFlags) register(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&e.spiffeID, "spiffe-id", "", "identity to give, spiffe://trust-domain/path")
+	f.StringVar(&e.parentID, "parent", "", "agent or alias that the workloads run under (see assay node list)")
+	f.StringArrayVar(&e.selectors, "selector", nil, "selector that a workload must have; repeat for more")
+	f.StringArrayVar(&e.binaries, "binary", nil, "demand the digest of this file: unix:sha256:…")
+	f.StringArrayVar(&e.parents, "started-by", nil, "demand that this file started it: parent:sha256:…")
+	f.DurationVar(&e.x509TTL, "x509-ttl", 0, "life of X.509-SVIDs (0: the server's default)")
+	f.DurationVar(&e.jwtTTL, "jwt-ttl", 0, "life of JWT-SVIDs (0: the server's default)")
+	f.StringArrayVar(&e.dns, "dns", nil, "DNS name for X.509-SVIDs; repeat for more")
+	f.StringArrayVar(&e.federates, "federates-with", nil, "trust domain whose bundle the workload gets")
+	f.StringVar(&e.hint, "hint", "", "what this identity is for, told to the workload")
+	f.StringVar(&e.expires, "expires-at", "", "when the entry ends, RFC 3339")
+	f.BoolVar(&e.admin, "admin", false, "holders may call the server's admin APIs")
+	f.BoolVar(&e.downstream, "downstream", false, "holders are servers below this one")
+}
+
+// fill sets the fields of e whose flags were given, and reports which.
+func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, error) {
+	given := c.Flags().Changed
+	mask := &types.EntryMask{
+		SpiffeId: given("spiffe-id"), ParentId: given("parent"), Selectors: given("selector") || given("binary") || given("started-by"),
+		X509SvidTtl: given("x509-ttl"), JwtSvidTtl: given("jwt-ttl"), DnsNames: given("dns"), FederatesWith: given("federates-with"),
+		Hint: given("hint"), ExpiresAt: given("expires-at"), Admin: given("admin"), Downstream: given("downstream"),
+	}
+	var err error
+	if mask.SpiffeId {
+		if e.SpiffeId, err = parseID(f.spiffeID); err != nil {
+			return nil, err
+		}
+	}
+	if mask.ParentId {
+		if e.ParentId, err = parseID(f.parentID); err != nil {
+			return nil, err
+		}
+	}
+	if e.Selectors, err = selectorList(f.selectors, f.binaries, f.parents); err != nil {
+		return nil, err
+	}
+	if mask.ExpiresAt {
+		at, err := time.Parse(time.RFC3339, f.expires)
+		if err != nil {
+			return nil, fmt.Errorf("--expires-at: write it as 2027-01-31T12:00:00Z")
+		}
+		e.ExpiresAt = at.Unix()
+	}
+	e.X509SvidTtl, e.JwtSvidTtl = int32(f.x509TTL/time.Second), int32(f.jwtTTL/time.Second)
+	e.DnsNames, e.FederatesWith, e.Hint, e.Admin, e.Downstream = f.dns, f.federates, f.hint, f.admin, f.downstream
+	return mask, nil
+}
+
+// selectorList parses selectors and hashes the files that were named instead.
+func selectorList(texts, binaries, parents []string) ([]*types.Selector, error) {
+	for family, files := range map[string][]string{"unix": binaries, "parent": parents} {
+		for _, path := range files {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return nil, fmt.Errorf("digest of the program: %w", err)
+			}
+			texts = append(texts, fmt.Sprintf("%s:sha256:%x", family, sha256.Sum256(data)))
+		}
+	}
+	var out []*types.Selector
+	for _, text := range texts {
+		s, err := selectors.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &types.Selector{Type: s.Type, Value: s.Value})
+	}
+	return out, nil
+}
+
+func (a *app) entryClient() (entryv1.EntryClient, func(), error) {
+	conn, err := dial(a.serverSocket)
+	if err != nil {
+		return nil, nil, err
+	}
+	return entryv1.NewEntryClient(conn), func() { conn.Close() }, nil
+}
+
+func (a *app) entryCreate() *cobra.Command {
+	var f entryFlags
+	c := &cobra.Command{
+		Use:     "create",
+		Short:   "Registers an identity",
+		Example: "  assay entry create --spiffe-id spiffe://example.org/payments --parent spiffe://example.org/spire/agent/tpm/… --binary /usr/bin/payments",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			e := &types.Entry{Id: f.id}
+			if _, err := f.fill(c, e); err != nil {
+				return err
+			}
+			client, done, err := a.entryClient()
+			if err != nil {
+				return err
+			}
+			defer done()
+			resp, err := client.BatchCreateEntry(c.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
+			if err != nil {
+				return err
+			}
+			r := resp.Results[0]
+			if err := failed("entry was not created", r.Status); err != nil {
+				if r.Status.Code == int32(codes.AlreadyExists) && r.Entry != nil {
+					return fmt.Errorf("%w; change it with: assay entry update %s …", err, r.Entry.Id)
+				}
+				return err
+			}
+			return a.showEntries([]*types.Entry{r.Entry})
+		},
+	}
+	f.register(c)
+	c.Flags().StringVar(&f.id, "id", "", "entry id (default: a new UUID)")
+	for _, name := range []string{"spiffe-id", "parent"} {
+		if err := c.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
+func (a *app) entryShow() *cobra.Command {
+	var spiffeID, parentID string
+	var sels []string
+	c := &cobra.Command{
+		Use:   "show [ID…]",
+		Short: "Shows entries, all of them or those asked for",
+		RunE: func(c *cobra.Command, ids []string) error {
+			client, done, err := a.entryClient()
+			if err != nil {
+				return err
+			}
+			defer done()
+			var entries []*types.Entry
+			for _, id := range ids {
+				e, err := client.GetEntry(c.Context(), &entryv1.GetEntryRequest{Id: id})
+				if err != nil {
+					return fmt.Errorf("entry %s: %w", id, err)
+				}
+				entries = append(entries, e)
+			}
+			if len(ids) == 0 {
+				filter, err := entryFilter(spiffeID, parentID, sels)
+				if err != nil {
+					return err
+				}
+				if entries, err = listEntries(c, client, filter); err != nil {
+					return err
+				}
+			}
+			return a.showEntries(entries)
+		},
+	}
+	c.Flags().StringVar(&spiffeID, "spiffe-id", "", "only entries for this identity")
+	c.Flags().StringVar(&parentID, "parent", "", "only entries under this parent")
+	c.Flags().StringArrayVar(&sels, "selector", nil, "only entries that demand at least these selectors")
+	return c
+}
+
+func entryFilter(spiffeID, parentID string, sels []string) (*entryv1.ListEntriesRequest_Filter, error) {
+	f := &entryv1.ListEntriesRequest_Filter{}
+	var err error
+	if spiffeID != "" {
+		if f.BySpiffeId, err = parseID(spiffeID); err != nil {
+			return nil, err
+		}
+	}
+	if parentID != "" {
+		if f.ByParentId, err = parseID(parentID); err != nil {
+			return nil, err
+		}
+	}
+	if len(sels) > 0 {
+		list, err := selectorList(sels, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		f.BySelectors = &types.SelectorMatch{Selectors: list, Match: types.SelectorMatch_MATCH_SUPERSET}
+	}
+	return f, nil
+}
+
+func listEntries(c *cobra.Command, client entryv1.EntryClient, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
+	for token := ""; ; {
+		resp, err := client.ListEntries(c.Context(), &entryv1.ListEntriesRequest{Filter: filter, PageSize: 500, PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, resp.Entries...)
+		if token = resp.NextPageToken; token == "" {
+			return all, nil
+		}
+	}
+}
+
+func (a *app) entryUpdate() *cobra.Command {
+	var f entryFlags
+	c := &cobra.Command{
+		Use:   "update ID",
+		Short: "Changes the given fields of an entry; lists are replaced whole",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			e := &types.Entry{Id: args[0]}
+			mask, err := f.fill(c, e)
+			if err != nil {
+				return err
+			}
+			client, done, err := a.entryClient()
+			if err != nil {
+				return err
+			}
+			defer done()
+			resp, err := client.BatchUpdateEntry(c.Context(), &entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{e}, InputMask: mask})
+			if err != nil {
+				return err
+			}
+			if err := failed("entry "+args[0]+" was not updated", resp.Results[0].Status); err != nil {
+				return err
+			}
+			return a.showEntries([]*types.Entry{resp.Results[0].Entry})
+		},
+	}
+	f.register(c)
+	return c
+}
+
+func (a *app) entryDelete() *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete ID…",
+		Short: "Deletes entries; their SVIDs are withdrawn from open streams at once",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, ids []string) error {
+			client, done, err := a.entryClient()
+			if err != nil {
+				return err
+			}
+			defer done()
+			resp, err := client.BatchDeleteEntry(c.Context(), &entryv1.BatchDeleteEntryRequest{Ids: ids})
+			if err != nil {
+				return err
+			}
+			for _, r := range resp.Results {
+				if err := failed("entry "+r.Id+" was not deleted", r.Status); err != nil {
+					return err
+				}
+			}
+			return a.show(resp, func(w io.Writer) {
+				for _, r := range resp.Results {
+					fmt.Fprintf(w, "deleted %s\n", r.Id)
+				}
+			})
+		},
+	}
+}
+
+func (a *app) showEntries(entries []*types.Entry) error {
+	return a.show(messages(entries), func(w io.Writer) {
+		for _, e := range entries {
+			fmt.Fprintf(w, "%s\n  entry\t%s, revision %d\n  parent\t%s\n", idText(e.SpiffeId), e.Id, e.RevisionNumber, idText(e.ParentId))
+			for _, s := range e.Selectors {
+				fmt.Fprintf(w, "  selector\t%s:%s\n", s.Type, s.Value)
+			}
+			for _, d := range e.DnsNames {
+				fmt.Fprintf(w, "  dns\t%s\n", d)
+			}
+			for name, v := range map[string]int32{"x509 ttl": e.X509SvidTtl, "jwt ttl": e.JwtSvidTtl} {
+				if v != 0 {
+					fmt.Fprintf(w, "  %s\t%s\n", name, time.Duration(v)*time.Second)
+				}
+			}
+			if e.Hint != "" {
+				fmt.Fprintf(w, "  hint\t%s\n", e.Hint)
+			}
+			if e.ExpiresAt != 0 {
+				fmt.Fprintf(w, "  expires\t%s\n", timeText(e.ExpiresAt))
+			}
+			if e.Admin || e.Downstream {
+				fmt.Fprintf(w, "  rights\tadmin=%v downstream=%v\n", e.Admin, e.Downstream)
+			}
+		}
+		if len(entries) == 0 {
+			fmt.Fprintln(w, "no entries")
+		}
+	})
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tests holds what crosses packages and processes: the layer rules, the scenarios
+// against the real binaries, and the guests.
+package tests
+
+import (
+	"encoding/json"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/assay-id/assay/"
+
+// layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
+var layers = [][]string{
+	{"selectors", "tpm", "tpm/eventlog", "proto/evidence", "proto/node", "proto/agentadmin"},
+	{"bpf", "agent/process", "tpm/device", "tpm/verify", "tpm/swtpm", "server/store"},
+	{"agent/caller", "agent/digest", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
+	{"agent/attest", "agent/workloadapi", "server/api"},
+	{"agent", "server"},
+}
+
+// allowed names imports within a storey that are by design.
+var allowed = map[string][]string{
+	"proto/node":       {"proto/evidence"},
+	"proto/agentadmin": {"proto/evidence"},
+}
+
+// only says which packages may import something, and why.
+var only = []struct{ path, holders, reason string }{
+	{"github.com/cilium/ebpf", "bpf", "the kernel boundary is one package, so that nothing above it can depend on how a record was made"},
+	{"github.com/google/go-tpm", "tpm", "TPM structures stop at the tpm packages"},
+	{"go.etcd.io/", "server/store", "the store can be exchanged"},
+	{"google.golang.org/protobuf", "proto server/api agent/upstream agent/workloadapi agent cmd", "protobuf types stop at the edges"},
+	{"github.com/spiffe/spire-api-sdk", "server/api agent/upstream cmd", "SPIRE's wire types stop at the edges"},
+	{module + "agent", "agent cmd tests", "the server does not know the agent's code"},
+	{module + "server", "server cmd tests", "the agent does not know the server's code"},
+}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); err == io.EOF {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func storey(path string) int {
+	for i, names := range layers {
+		if slices.Contains(names, path) {
+			return i
+		}
+	}
+	return len(layers) // cmd, tests and everything below them
+}
+
+func TestArrowsPointDown(t *testing.T) {
+	for _, p := range packages(t) {
+		from := strings.TrimPrefix(p.ImportPath, module)
+		for _, imp := range p.Imports {
+			to, ours := strings.CutPrefix(imp, module)
+			if !ours || slices.Contains(allowed[from], to) {
+				continue
+			}
+			if storey(from) < len(layers) && storey(to) >= storey(from) {
+				t.Errorf("%s (storey %d) imports %s (storey %d): arrows point down, and neighbours meet through an interface that the consumer declares",
+					from, storey(from), to, storey(to))
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasAStorey(t *testing.T) {
+	for _, p := range packages(t) {
+		path := strings.TrimPrefix(p.ImportPath, module)
+		top, _, _ := strings.Cut(path, "/")
+		if storey(path) == len(layers) && top != "cmd" && top != "tests" && !testHelper(path) {
+			t.Errorf("%s has no storey: put it into layers in this file and into ARCHITECTURE.md", path)
+		}
+	}
+}
+
+// testHelper packages are imported by tests only.
+func testHelper(path string) bool { return strings.HasSuffix(path, "test") }
+
+func TestOnlyTheirHoldersImport(t *testing.T) {
+	for _, p := range packages(t) {
+		from := strings.TrimPrefix(p.ImportPath, module)
+		if testHelper(from) || strings.HasPrefix(from, "tests") {
+			continue
+		}
+		for _, imp := range p.Imports {
+			for _, rule := range only {
+				if imp != rule.path && !strings.HasPrefix(imp, strings.TrimSuffix(rule.path, "/")+"/") {
+					continue
+				}
+				ok := slices.ContainsFunc(strings.Fields(rule.holders), func(h string) bool { return from == h || strings.HasPrefix(from, h+"/") })
+				if !ok {
+					t.Errorf("%s imports %s, which only %s may: %s", from, imp, rule.holders, rule.reason)
+				}
+			}
+		}
+	}
+}

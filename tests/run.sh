@@ -1,0 +1,32 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Runs the tests: all | unit | scenarios | guest. ASSAY_NO_SKIP turns a skip into a failure.
+set -eu
+cd "$(dirname "$0")/.."
+PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
+[ "$(id -u)" = 0 ] || { echo "the tests load programs into the kernel: run them as root (sudo make test)" >&2; exit 1; }
+export CGO_ENABLED=0 ASSAY_NO_SKIP=1 ASSAY_BIN="$PWD/bin"
+what=${1:-all}
+
+echo "natively:  tier T2 (tracepoints, cgroup programs) on $(uname -r)"
+echo "in guests: tier T1 (BPF LSM) with /dev/tpmrm0 on Debian's kernels 6.1 and 6.12"
+
+unit() {
+	echo "== unit tests"
+	# -p 2: packages with real kernels, TPMs and stores are heavy.
+	go test -p 2 $(go list ./... | grep -v '/tests/')
+}
+scenarios() {
+	echo "== scenarios, natively"
+	go test -count=1 ./tests/scenarios
+}
+guest() {
+	echo "== scenarios, in guests"
+	go test -count=1 -timeout 25m -v ./tests/guest
+}
+case $what in
+all) ./tests/lint.sh; unit; scenarios; guest ;;
+unit | scenarios | guest) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|guest" >&2; exit 2 ;;
+esac
+echo "== passed: $what"
