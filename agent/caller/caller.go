@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package caller answers who holds the other end of the agent's socket, and whether it is
+// still them.
+//
+//	connect ──▶ kernel record on the socket ──▶ Accept: process pinned ──▶ *Caller or *Refusal
+//	each message read: its sender, stamped by the kernel, is the recorded process
+//	Caller.Check, at each request and before each push: same process, same image, sole holder
+//
+// A connection that is refused is not dropped: it can be read, so that its handler can say
+// why. The agent must see the initial PID namespace, and so must the numbers that the kernel
+// stamps on messages; elsewhere every caller is refused.
+//
+// What Check can not see: bytes that are pushed already and not read yet when the owner then
+// passes its socket on, and an owner that relays them on purpose.
+package caller
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/assay-id/assay/agent/process"
+	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/selectors"
+)
+
+// Binder is the kernel's side (bpf.Sensor).
+type Binder interface {
+	Watch(listenFD int) error
+	Binding(connFD int) (bpf.Binding, error)
+	process.Tasks
+}
+
+// Caller is the process that connected, pinned. Its methods may be called from several
+// goroutines.
+type Caller struct {
+	binding bpf.Binding // as it was at accept
+	process *process.Process
+	conn    *Conn
+
+	mu     sync.Mutex // questions about one socket must not overlap
+	traced atomic.Bool
+}
+
+// Key names the process and the image it ran when it connected.
+func (c *Caller) Key() selectors.ProcessKey { return c.binding.Task.Process }
+
+// Tier is the tier of the record that names this caller.
+func (c *Caller) Tier() selectors.Tier { return c.binding.Tier }
+
+// Task is the kernel's record of the caller, copied when it connected.
+func (c *Caller) Task() bpf.Task { return c.binding.Task }
+
+// UID is the effective user at connect, in the initial user namespace.
+func (c *Caller) UID() uint32 { return c.binding.UID }
+
+// GID is the effective group at connect, in the initial user namespace.
+func (c *Caller) GID() uint32 { return c.binding.GID }
+
+// CgroupID is the cgroup v2 id at connect.
+func (c *Caller) CgroupID() uint64 { return c.binding.CgroupID }
+
+// Process is the caller, pinned; it is closed with the connection.
+func (c *Caller) Process() *process.Process { return c.process }
+
+// Traced reports whether a debugger was attached at the last Check (T2 only).
+func (c *Caller) Traced() bool { return c.traced.Load() }
+
+// Done returns a channel that is closed when the process has exited or the connection is closed.
+func (c *Caller) Done() <-chan struct{} { return c.process.Done() }
+
+// A child between fork and execve holds its parent's sockets, and a system call at work holds
+// a reference, too. Both pass within microseconds, but on a busy machine such a child can wait
+// for a CPU for milliseconds: ten questions, 25 ms at most, 50 µs after the first.
+const (
+	tries    = 10
+	interval = 50 * time.Microsecond // doubled after each
+)
+
+// Check returns nil if the caller is still the process and image that connected and nobody
+// else holds its end of the connection, else a *Refusal. Call it at each request and before
+// each push. About 10 µs.
+func (c *Caller) Check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n := 1; ; n++ {
+		b, err := c.conn.ask()
+		switch {
+		case c.conn.refusal.Load() != nil:
+			return c.conn.refusal.Load()
+		case errors.Is(err, net.ErrClosed):
+			return refuse(Closed, "%v", err)
+		case err != nil:
+			return refuse(NoBinding, "%v", err)
+		}
+		c.traced.Store(b.Holder.Traced)
+		r, passing := judge(b, c.Key())
+		if r != nil && passing && n < tries {
+			time.Sleep(interval << (n - 1))
+			continue
+		}
+		if r != nil {
+			return r
+		}
+		return c.still()
+	}
+}
+
+func (c *Caller) still() error {
+	err := c.process.Still()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, process.ErrGone):
+		return refuse(Gone, "%v", err)
+	case errors.Is(err, process.ErrReplaced): // it is pinned, so this is no other process
+		return refuse(Executed, "%v", err)
+	}
+	return refuse(Closed, "%v", err)
+}
+
+// judge reads a binding as the answer to "is key the sole holder of the other end?"; passing
+// says that a refusal may be over in a moment.
+func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
+	if b.Task.Process != key {
+		return refuse(Replaced, "the connection is bound to process %d now", b.Task.Process.TGID), false
+	}
+	if b.Shared || b.PeerDiffers {
+		return refuse(SharedSocket, "another process tried to connect the same socket"), false
+	}
+	if b.Handed != 0 {
+		return refuse(HandedOver, "process %d used or received the caller's socket", b.HandedTGID), false
+	}
+	if b.Tier != selectors.TierT2 {
+		return nil, false // T1 refuses other users in the kernel
+	}
+	h := b.Holder
+	switch {
+	case h.Closed:
+		return refuse(Closed, "nobody has the caller's socket open"), false
+	case !h.Alive:
+		return refuse(Gone, "process %d has exited", key.TGID), false
+	case h.ExecID != key.ExecID:
+		return refuse(Executed, "process %d has executed another program", key.TGID), false
+	case h.InFlight:
+		return refuse(HandedOver, "the caller's socket is being passed to another process"), false
+	case h.Held == 0:
+		return refuse(HandedOver, "process %d has let go of its socket, another process holds it", key.TGID), false
+	case h.Tables != h.Threads:
+		return refuse(HandedOver, "process %d shares its descriptors with another process", key.TGID), true
+	case h.References != h.Held:
+		return refuse(HandedOver, "another process holds the caller's socket, or a thread is blocked reading it"), true
+	}
+	return nil, false
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package caller
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/agent/process"
+	"github.com/assay-id/assay/bpf"
+)
+
+// Conn is an accepted connection and its caller. Reads return only bytes that the caller's
+// process sent; bytes of another process end the connection.
+type Conn struct {
+	*net.UnixConn
+	binder Binder
+	log    *slog.Logger
+
+	caller  *Caller                 // nil if refused at accept
+	refusal atomic.Pointer[Refusal] // final
+	// stamped: the socket took SO_PASSCRED from its listener (6.16), so every message has its
+	// sender. Before, bytes sent between accept and setsockopt say 0.
+	stamped bool
+}
+
+func newConn(c *net.UnixConn, b Binder, log *slog.Logger) *Conn {
+	conn := &Conn{UnixConn: c, binder: b, log: log}
+	if r := conn.bind(); r != nil {
+		conn.refusal.Store(r)
+	}
+	return conn
+}
+
+// bind reads who connected and pins that process.
+func (c *Conn) bind() *Refusal {
+	binding, err := c.ask()
+	if err != nil {
+		return refuse(NoBinding, "%v", err)
+	}
+	if binding.Shared || binding.PeerDiffers {
+		return refuse(SharedSocket, "several processes tried to connect the socket")
+	}
+	if err := c.wantSenders(); err != nil {
+		return refuse(Closed, "asking for the senders of messages: %v", err)
+	}
+	p, err := process.Pin(c.binder, binding.Task.Process)
+	switch {
+	case errors.Is(err, process.ErrGone):
+		return refuse(Gone, "%v", err)
+	case errors.Is(err, process.ErrReplaced):
+		return refuse(Replaced, "%v", err)
+	case err != nil:
+		return refuse(NoBinding, "%v", err)
+	}
+	c.caller = &Caller{binding: binding, process: p, conn: c}
+	return nil
+}
+
+func (c *Conn) ask() (b bpf.Binding, err error) {
+	errControl := c.control(func(fd int) { b, err = c.binder.Binding(fd) })
+	return b, errors.Join(errControl, err)
+}
+
+func (c *Conn) wantSenders() (err error) {
+	errControl := c.control(func(fd int) {
+		var on int
+		if on, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED); err != nil {
+			return
+		}
+		if c.stamped = on == 1; !c.stamped {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+		}
+	})
+	return errors.Join(errControl, err)
+}
+
+func (c *Conn) control(f func(fd int)) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// Caller returns who connected, or the *Refusal.
+func (c *Conn) Caller() (*Caller, error) {
+	if r := c.refusal.Load(); r != nil {
+		return nil, r
+	}
+	return c.caller, nil
+}
+
+// Read reads bytes of the recorded process. Bytes of another process are not returned: they
+// end the connection with a *Refusal. On a connection refused at accept it reads anything,
+// so that the refusal can be told.
+//
+// A message with descriptors does not leave them here: there is no room for their control
+// message, so the kernel does not install them (unix(7), MSG_CTRUNC).
+func (c *Conn) Read(p []byte) (int, error) {
+	if c.caller == nil || len(p) == 0 {
+		return c.UnixConn.Read(p)
+	}
+	if r := c.refusal.Load(); r != nil {
+		return 0, r
+	}
+	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
+	n, oobn, _, _, err := c.ReadMsgUnix(p, oob)
+	if err != nil {
+		return max(n, 0), err // it is -1 after a failed recvmsg
+	}
+	if r := judgeSender(oob[:oobn], c.caller.Key().TGID, c.stamped); r != nil {
+		clear(p[:n])
+		c.refusal.Store(r)
+		c.log.Warn("workload connection closed", "error", r)
+		return 0, errors.Join(r, c.Close())
+	}
+	return n, nil
+}
+
+// judgeSender compares the sender that the kernel stamped on a message with the owner.
+func judgeSender(oob []byte, owner uint32, stamped bool) *Refusal {
+	sender, ok := parseSender(oob)
+	switch {
+	case ok && sender == int32(owner):
+		return nil
+	case (!ok || sender == 0) && !stamped:
+		return nil // sent before the socket was asked to stamp; Check still applies
+	case !ok || sender == 0:
+		return refuse(HandedOver, "a message without a known sender came over the connection of process %d", owner)
+	}
+	return refuse(HandedOver, "process %d sent over the connection of process %d", sender, owner)
+}
+
+// parseSender returns the process number in the SCM_CREDENTIALS of a control message.
+func parseSender(oob []byte) (pid int32, ok bool) {
+	for len(oob) >= unix.SizeofCmsghdr {
+		header, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return 0, false
+		}
+		if header.Level == unix.SOL_SOCKET && header.Type == unix.SCM_CREDENTIALS && len(data) >= unix.SizeofUcred {
+			cred, err := unix.ParseUnixCredentials(&unix.SocketControlMessage{Header: header, Data: data})
+			return credPID(cred), err == nil
+		}
+		oob = rest
+	}
+	return 0, false
+}
+
+func credPID(c *unix.Ucred) int32 {
+	if c == nil {
+		return 0
+	}
+	return c.Pid
+}
+
+// Close closes the connection and lets its process go.
+func (c *Conn) Close() error {
+	err := c.UnixConn.Close()
+	if c.caller != nil {
+		_ = c.caller.process.Close() // a second Close is no news
+	}
+	return err
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package caller
+
+import "fmt"
+
+// Reason is why a caller is refused.
+type Reason string
+
+// The reasons.
+const (
+	NoBinding    Reason = "no_binding"    // the kernel has no record of who connected
+	Gone         Reason = "gone"          // the process has exited
+	Replaced     Reason = "replaced"      // its number belongs to another process or image
+	Executed     Reason = "executed"      // it executed another program after it connected
+	SharedSocket Reason = "shared_socket" // several processes tried to connect the socket
+	HandedOver   Reason = "handed_over"   // another process holds or used its end
+	Closed       Reason = "closed"        // the connection is closed
+)
+
+var advice = map[Reason]string{
+	NoBinding:    "connect again while the agent's sensor is attached, from inside its cgroup tree",
+	Gone:         "connect from a process that stays",
+	Replaced:     "connect again from the running process",
+	Executed:     "connect again from the new program",
+	SharedSocket: "connect each socket in one process only",
+	HandedOver:   "open a connection of its own in each process",
+	Closed:       "connect again",
+}
+
+// Refusal says why a connection's caller is not served.
+type Refusal struct {
+	Reason Reason
+	// Detail is what was seen.
+	Detail string
+}
+
+func (r *Refusal) Error() string {
+	return fmt.Sprintf("caller refused (%s): %s; %s", r.Reason, r.Detail, advice[r.Reason])
+}
+
+func refuse(why Reason, format string, args ...any) *Refusal {
+	return &Refusal{why, fmt.Sprintf(format, args...)}
+}
