@@ -38,20 +38,42 @@ type template struct {
 
 var first, second, foreign template
 
-// base holds the templates until the test binary ends; see Main.
-var base = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "assay-swtpm-") })
+// base is the folder of the templates, until Clean; "" when there is none.
+var base struct {
+	sync.Mutex
+	dir string
+}
+
+func baseDir() (string, error) {
+	base.Lock()
+	defer base.Unlock()
+	if base.dir != "" {
+		return base.dir, nil
+	}
+	var err error
+	base.dir, err = os.MkdirTemp("", "assay-swtpm-")
+	return base.dir, err
+}
 
 // Main runs the tests of a binary and removes what New manufactured. Use it as
 //
 //	func TestMain(m *testing.M) { os.Exit(swtpmtest.Main(m)) }
 func Main(m *testing.M) int {
 	code := m.Run()
-	if dir, err := base(); err == nil {
-		if err := os.RemoveAll(dir); err != nil && code == 0 {
-			return 1
-		}
+	if err := Clean(); err != nil && code == 0 {
+		return 1
 	}
 	return code
+}
+
+// Clean removes what New manufactured, for a TestMain that has more to do than Main.
+func Clean() error {
+	base.Lock()
+	defer base.Unlock()
+	if base.dir == "" {
+		return nil
+	}
+	return os.RemoveAll(base.dir)
 }
 
 // New starts a TPM. All that New returns in one test binary have the same EK.
@@ -66,7 +88,7 @@ func Foreign(t testing.TB) *TPM { return start(t, &foreign, "foreign-ca", "forei
 func start(t testing.TB, from *template, ca, name string) *TPM {
 	t.Helper()
 	from.once.Do(func() {
-		dir, err := base()
+		dir, err := baseDir()
 		if err != nil {
 			from.err = err
 			return

@@ -34,37 +34,6 @@ import (
 // SessionLifetime is how long a challenge may be answered.
 const SessionLifetime = 60 * time.Second
 
-// DefaultPCRs is the quoted selection when a policy names none: firmware and boot loader (0-7),
-// commands, files and kernel command line (8, 9, 11, 12, 14), IMA (10).
-var DefaultPCRs = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}
-
-// Policy says which TPMs are let in. An EK needs a certificate under EKRoots or a place in the
-// inventory AllowedEKs; either will do.
-type Policy struct {
-	// EKRoots are the CAs of TPM makers. Nil trusts none (not the system's roots).
-	EKRoots *x509.CertPool
-	// EKIntermediates help to build paths; TPMs seldom carry them.
-	EKIntermediates *x509.CertPool
-	// AllowedEKs is the inventory: SHA-256 of the EK's DER SubjectPublicKeyInfo.
-	AllowedEKs map[selectors.Digest]bool
-	// PCRs of the SHA-256 bank to quote, ascending; empty means DefaultPCRs. 16 to 23 are refused:
-	// software can reset them.
-	PCRs []int
-}
-
-func (p *Policy) pcrs() ([]int, error) {
-	if len(p.PCRs) == 0 {
-		return DefaultPCRs, nil
-	}
-	if err := tpm.CheckPCRs(p.PCRs); err != nil {
-		return nil, err
-	}
-	if last := p.PCRs[len(p.PCRs)-1]; last > 15 {
-		return nil, fmt.Errorf("PCR %d can be reset by software and proves nothing; quote PCRs 0 to 15", last)
-	}
-	return p.PCRs, nil
-}
-
 // Verdict is what a complete attestation proved.
 type Verdict struct {
 	// Facts are what node selectors derive from (selectors.DeriveNode).

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodes
+
+import (
+	"context"
+	"crypto"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/tpm/verify"
+)
+
+// Attestation is what an attestor found out about a new agent.
+type Attestation struct {
+	ID spiffeid.ID
+	// Type is the attestor's.
+	Type      string
+	Selectors selectors.Set
+	// CanReattest says that the agent can attest again at any time, so it never renews.
+	CanReattest bool
+	// Checks are the checks that passed, in order, for the log and for people.
+	Checks []verify.Check
+	// TPM is the verdict behind a TPM attestation; nil otherwise.
+	TPM *verify.Verdict
+}
+
+// Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
+// errors pass through Attest as they are. csrKey is the key that the agent wants an SVID for.
+type Attestor interface {
+	Type() string
+	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error)
+}
+
+// Fault says whose fault a failed attestation is.
+type Fault int
+
+const (
+	// FaultMessage: what the agent sent is not usable (InvalidArgument).
+	FaultMessage Fault = iota + 1
+	// FaultRefused: what the agent sent was understood and is not good enough (PermissionDenied).
+	FaultRefused
+	// FaultServer: this server could not judge (Internal).
+	FaultServer
+)
+
+// AttestError is the verdict of an attestor that does not admit an agent. Its text is for the
+// agent's operator and is sent to the agent.
+type AttestError struct {
+	Fault Fault
+	Text  string
+	Err   error // may be nil
+}
+
+func (e *AttestError) Error() string {
+	if e.Err == nil {
+		return e.Text
+	}
+	return e.Text + ": " + e.Err.Error()
+}
+
+func (e *AttestError) Unwrap() error { return e.Err }
