@@ -124,6 +124,14 @@ func (p *Process) now() (key selectors.ProcessKey, err error) {
 	return key, nil
 }
 
+// Ask calls f with the pidfd, which f must not keep.
+func (p *Process) Ask(f func(pidfd int) error) (err error) {
+	if closed := p.control(func(fd int) { err = f(fd) }); closed != nil {
+		return closed
+	}
+	return err
+}
+
 func (p *Process) control(f func(fd int)) error {
 	raw, err := p.pidfd.SyscallConn()
 	if err == nil {

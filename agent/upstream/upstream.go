@@ -209,10 +209,15 @@ func (c *Client) adopt(n *node) error {
 	return c.save(n)
 }
 
+// forget gives up the node's identity; what authenticates the server is kept.
 func (c *Client) forget() {
 	c.mu.Lock()
+	n := c.node
 	c.node = nil
 	c.mu.Unlock()
+	if n != nil {
+		c.bootstrapAlso(n.bundle.Clone())
+	}
 	c.setConn(nil, nil)
 	c.unsave()
 }
