@@ -81,7 +81,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.server.SetSink(a.svids)
 	a.attestor = attest.New(a.sensor, a.log)
 
-	listener, err := listenWorkloads(a.conf.SocketPath, a.sensor, a.log)
+	listener, err := listenWorkloads(ctx, a.conf.SocketPath, a.sensor, a.log)
 	if err != nil {
 		return err
 	}
@@ -138,11 +138,11 @@ func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
 }
 
 // listenWorkloads opens the Workload API's socket for every process of the node.
-func listenWorkloads(path string, sensor *bpf.Sensor, log *slog.Logger) (net.Listener, error) {
+func listenWorkloads(ctx context.Context, path string, sensor *bpf.Sensor, log *slog.Logger) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket_path: %w", err)
 	}
-	return caller.Listen(path, 0o777, sensor, log)
+	return caller.Listen(ctx, path, 0o777, sensor, log)
 }
 
 // listenAdmin opens the admin socket for root alone. The Workload API's socket is already
