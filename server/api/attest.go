@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/server/nodes"
+)
+
+// AttestAgent admits a node: parameters, any number of challenges, result.
+func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error {
+	ctx := stream.Context()
+	first, err := stream.Recv()
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "failed to receive request from stream: %v", err)
+	}
+	params := first.GetParams()
+	if err := checkAttestParams(params); err != nil {
+		return err
+	}
+	attestor, ok := s.attestors[params.Data.Type]
+	if !ok {
+		return status.Errorf(codes.FailedPrecondition, "error getting node attestor: could not find node attestor type %q; configure it on the server", params.Data.Type)
+	}
+	// Before the attestor: a bad CSR must not spend a join token.
+	csr, err := x509.ParseCertificateRequest(params.Params.Csr)
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "failed to parse CSR: %v", err)
+	}
+	verdict, err := attestor.Attest(ctx, params.Data.Payload, csr.PublicKey, challenger(stream))
+	if err != nil {
+		return attestError(err)
+	}
+	svid, err := s.enrol(ctx, verdict, csr)
+	if err != nil {
+		return err
+	}
+	for _, c := range verdict.Checks {
+		s.cfg.Logger.Debug("node attestation check passed", "agent", verdict.ID, "check", c.Name, "detail", c.Detail)
+	}
+	s.cfg.Logger.Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", svid.SerialNumber)
+	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
+		Svid:         svidToProto(verdict.ID, []*x509.Certificate{svid}),
+		Reattestable: verdict.CanReattest,
+	}}})
+}
+
+// enrol signs the agent's SVID and records the node.
+func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509.CertificateRequest) (*x509.Certificate, error) {
+	if a.ID.TrustDomain() != s.cfg.TrustDomain || !nodes.IsAgentID(a.ID) {
+		return nil, status.Errorf(codes.Internal, "the attestor gave the agent the ID %q, which is not one of an agent", a.ID)
+	}
+	banned := status.Error(codes.PermissionDenied, "failed to attest: agent is banned")
+	if n := s.cfg.Nodes.Get(a.ID); n != nil && n.Banned {
+		return nil, banned // without details, as SPIRE
+	}
+	chain, err := s.cfg.Signer.SignAgent(a.ID, csr.PublicKey)
+	if err != nil {
+		return nil, rpcError(fmt.Errorf("failed to sign: %w", err))
+	}
+	_, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter)
+	var d *nodes.DeniedError
+	switch {
+	case errors.As(err, &d) && d.Reason == nodes.Banned:
+		return nil, banned
+	case err != nil:
+		return nil, rpcError(fmt.Errorf("failed to record the agent: %w", err))
+	}
+	return chain[0], nil
+}
+
+func checkAttestParams(p *agentv1.AttestAgentRequest_Params) error {
+	missing := ""
+	switch {
+	case p == nil:
+		missing = "params"
+	case p.Data == nil:
+		missing = "attestation data"
+	case p.Params == nil:
+		missing = "X509-SVID parameters"
+	case len(p.Params.Csr) == 0:
+		missing = "CSR"
+	case p.Data.Type == "":
+		missing = "attestation data type"
+	case len(p.Data.Payload) == 0:
+		missing = "attestation data payload"
+	default:
+		return nil
+	}
+	return status.Error(codes.InvalidArgument, "malformed param: missing "+missing)
+}
+
+// challenger sends a challenge to the agent and waits for its answer.
+func challenger(stream agentv1.Agent_AttestAgentServer) func(context.Context, []byte) ([]byte, error) {
+	return func(_ context.Context, challenge []byte) ([]byte, error) {
+		err := stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Challenge{Challenge: challenge}})
+		if err != nil {
+			return nil, status.Errorf(codes.Internal, "failed to send challenge to agent: %v", err)
+		}
+		answer, err := stream.Recv()
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "failed to receive challenge response from agent: %v", err)
+		}
+		return answer.GetChallengeResponse(), nil
+	}
+}
+
+// attestError gives an attestor's verdict its code. An attestor that is unable for the moment
+// must not answer PermissionDenied: SPIRE's agent ends its process on it.
+func attestError(err error) error {
+	var a *nodes.AttestError
+	if !errors.As(err, &a) {
+		return rpcError(err)
+	}
+	code := codeOf(err) // the store may be away
+	switch a.Fault {
+	case nodes.FaultMessage:
+		code = codes.InvalidArgument
+	case nodes.FaultRefused:
+		code = codes.PermissionDenied
+	}
+	return status.Error(code, strings.TrimSpace(a.Error()))
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/selectors"
+)
+
+// syncPage is how many entries or revisions one message of SyncAuthorizedEntries holds.
+const syncPage = 500
+
+// nodeSelectors of an agent; nil if it is not known.
+func (s *Server) nodeSelectors(agent spiffeid.ID) selectors.Set {
+	if n := s.cfg.Nodes.Get(agent); n != nil {
+		return n.Selectors
+	}
+	return nil
+}
+
+func (s *Server) authorized(ctx context.Context) []*selectors.Entry {
+	id := callerOf(ctx).id
+	return s.cfg.Entries.Authorized(id, s.nodeSelectors(id))
+}
+
+// GetAuthorizedEntries returns all entries that the calling agent may hold.
+func (s *entryService) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {
+	resp := &entryv1.GetAuthorizedEntriesResponse{}
+	for _, e := range s.authorized(ctx) {
+		resp.Entries = append(resp.Entries, entryToProto(e, req.OutputMask))
+	}
+	return resp, nil
+}
+
+// SyncAuthorizedEntries sends the entries themselves if they fit into one message. Otherwise
+// it sends all revisions in pages and then, for each request, the entries that it names. The
+// entries are those of the moment when the stream opened.
+func (s *entryService) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return endOfStream(err)
+	}
+	switch {
+	case len(first.Ids) > 0:
+		return status.Error(codes.InvalidArgument, "specifying IDs on initial request is not supported")
+	case first.OutputMask != nil && !first.OutputMask.RevisionNumber:
+		return status.Error(codes.InvalidArgument, "revision number cannot be masked")
+	}
+	all := s.authorized(stream.Context())
+	if len(all) <= syncPage {
+		return stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: entriesToProto(all, first.OutputMask)})
+	}
+	if err := sendRevisions(stream, all); err != nil {
+		return err
+	}
+	byID := make(map[string]*selectors.Entry, len(all))
+	for _, e := range all {
+		byID[e.ID] = e
+	}
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return endOfStream(err)
+		}
+		var asked []*selectors.Entry
+		for _, id := range req.Ids {
+			if e := byID[id]; e != nil {
+				asked = append(asked, e)
+			}
+		}
+		if err := sendEntries(stream, asked, first.OutputMask); err != nil {
+			return err
+		}
+	}
+}
+
+// endOfStream: an agent that has what it wants just goes.
+func endOfStream(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, all []*selectors.Entry) error {
+	for at := 0; at < len(all); at += syncPage {
+		end := min(at+syncPage, len(all))
+		page := &entryv1.SyncAuthorizedEntriesResponse{More: end < len(all)}
+		for _, e := range all[at:end] {
+			page.EntryRevisions = append(page.EntryRevisions, &entryv1.EntryRevision{Id: e.ID, RevisionNumber: e.Revision, CreatedAt: toUnix(e.CreatedAt)})
+		}
+		if err := stream.Send(page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendEntries sends at least one message.
+func sendEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer, es []*selectors.Entry, mask *types.EntryMask) error {
+	for at := 0; ; at += syncPage {
+		end := min(at+syncPage, len(es))
+		err := stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: entriesToProto(es[at:end], mask), More: end < len(es)})
+		if err != nil || end == len(es) {
+			return err
+		}
+	}
+}
+
+func entriesToProto(es []*selectors.Entry, mask *types.EntryMask) []*types.Entry {
+	out := make([]*types.Entry, 0, len(es))
+	for _, e := range es {
+		out = append(out, entryToProto(e, mask))
+	}
+	return out
+}

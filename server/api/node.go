@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	nodev1 "github.com/assay-id/assay/proto/node"
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/nodes"
+)
+
+// nodeService is our own assay.node.v1.Node, for agents that send evidence.
+type nodeService struct {
+	nodev1.UnimplementedNodeServer
+	*Server
+}
+
+// Watch pushes the caller's entries and the trust bundle, and ends when the caller is no
+// longer admitted.
+func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServer) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	c := callerOf(ctx)
+	changed, leave := s.watchers.enter(c.id)
+	defer leave()
+	if err := s.stillAdmitted(ctx, c); err != nil { // it may have changed before we listened
+		return err
+	}
+	expired := time.NewTimer(c.cert.NotAfter.Sub(s.cfg.Now()))
+	defer expired.Stop()
+	deltas := s.deltas(ctx, c.id)
+	var bundleChanged <-chan struct{} // nil until the first, full message
+	var revision int64
+	for {
+		msg := &nodev1.WatchResponse{Revision: revision}
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case d := <-deltas:
+			if d.err != nil {
+				return watchError(d.err)
+			}
+			msg, revision = deltaToProto(d.Delta), d.Revision
+			if d.Full {
+				msg.Bundle, bundleChanged = s.bundle()
+			}
+		case <-bundleChanged:
+			msg.Bundle, bundleChanged = s.bundle()
+		case <-changed:
+			msg = nil
+		case <-expired.C:
+			msg = nil
+		case <-s.watchers.stopped:
+			return status.Error(codes.Aborted, "the server is stopping; call again")
+		}
+		var err error
+		if msg == nil {
+			err = s.stillAdmitted(ctx, c)
+		} else {
+			err = stream.Send(msg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *nodeService) bundle() (*types.Bundle, <-chan struct{}) {
+	b, changed := s.cfg.Signer.Bundle()
+	return bundleToProto(s.cfg.TrustDomain, b, nil), changed
+}
+
+// stillAdmitted ends a watch. An agent that has a newer SVID is asked to call again with it;
+// one that has not is refused then, with the reason.
+func (s *nodeService) stillAdmitted(ctx context.Context, c caller) error {
+	err := s.cfg.Nodes.Authorize(ctx, c.id, c.cert.SerialNumber.String(), c.cert.NotAfter)
+	var d *nodes.DeniedError
+	if errors.As(err, &d) && (d.Reason == nodes.NotActive || d.Reason == nodes.Expired) {
+		return status.Errorf(codes.Aborted, "%v; call again with the present SVID", d)
+	}
+	return agentError(err)
+}
+
+func watchError(err error) error {
+	if errors.Is(err, entries.ErrClosed) {
+		return status.Error(codes.Aborted, "the server lost track of the entries; call again")
+	}
+	return rpcError(err)
+}
+
+type deltaOrError struct {
+	entries.Delta
+	err error
+}
+
+// deltas reads the agent's feed until the context ends.
+func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID) <-chan deltaOrError {
+	feed := s.cfg.Entries.Subscribe(agent, func() selectors.Set { return s.nodeSelectors(agent) })
+	out := make(chan deltaOrError)
+	go func() {
+		defer feed.Close()
+		for {
+			d, err := feed.Next(ctx)
+			select {
+			case out <- deltaOrError{d, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func deltaToProto(d entries.Delta) *nodev1.WatchResponse {
+	return &nodev1.WatchResponse{Full: d.Full, Entries: entriesToProto(d.Put, nil), Removed: d.Removed, Revision: d.Revision}
+}
+
+// SignX509SVID signs for a process that the agent describes. The selectors are derived here,
+// from the facts; the agent's word for a selector is never taken.
+func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVIDRequest) (*nodev1.SignX509SVIDResponse, error) {
+	agent := callerOf(ctx).id
+	csr, err := parseCSR(req.Csr)
+	if err != nil {
+		return nil, err
+	}
+	facts, err := factsFromProto(req.Facts)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "malformed facts: %v", err)
+	}
+	e := s.cfg.Entries.AuthorizedLookup(agent, s.nodeSelectors(agent))(req.EntryId)
+	if e == nil {
+		return nil, status.Error(codes.NotFound, "entry not found or not authorized")
+	}
+	want := e.SelectorSet()
+	if len(want) == 0 {
+		return nil, status.Error(codes.FailedPrecondition, "the entry has no selectors and matches nothing")
+	}
+	if missing := want.Missing(selectors.Derive(facts)); len(missing) > 0 {
+		return nil, status.Errorf(codes.FailedPrecondition, "the evidence does not satisfy entry %s: missing %s", e.ID, strings.Join(missing.Strings(), ", "))
+	}
+	chain, err := s.signEntry(e, csr)
+	if err != nil {
+		return nil, err
+	}
+	s.issued(e, agent, chain[0], facts.Tier.String(), "pid", facts.Process.TGID, "exec_id", facts.Process.ExecID, "boot_id", facts.Process.BootID, "executable", facts.Executable.Path, "sha256", facts.Executable.SHA256)
+	return &nodev1.SignX509SVIDResponse{Svid: svidToProto(e.SPIFFEID, chain)}, nil
+}
+
+// watchers are the open Watch streams, by agent.
+type watchers struct {
+	stopped chan struct{}
+	once    sync.Once
+
+	mu      sync.Mutex
+	byAgent map[spiffeid.ID]map[chan struct{}]bool
+}
+
+func newWatchers() *watchers {
+	return &watchers{stopped: make(chan struct{}), byAgent: map[spiffeid.ID]map[chan struct{}]bool{}}
+}
+
+func (w *watchers) enter(agent spiffeid.ID) (changed <-chan struct{}, leave func()) {
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.byAgent[agent] == nil {
+		w.byAgent[agent] = map[chan struct{}]bool{}
+	}
+	w.byAgent[agent][ch] = true
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.byAgent[agent], ch)
+		if len(w.byAgent[agent]) == 0 {
+			delete(w.byAgent, agent)
+		}
+	}
+}
+
+func (w *watchers) stop() { w.once.Do(func() { close(w.stopped) }) }
+
+// NodeChanged makes the agent's open streams check that it is still admitted.
+func (s *Server) NodeChanged(agent spiffeid.ID) {
+	s.watchers.mu.Lock()
+	defer s.watchers.mu.Unlock()
+	for ch := range s.watchers.byAgent[agent] {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}

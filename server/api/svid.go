@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/ca"
+	"github.com/assay-id/assay/server/entries"
+)
+
+// svidService is spire.api.server.svid.v1.SVID. JWT- and WIT-SVIDs are not there yet.
+type svidService struct {
+	svidv1.UnimplementedSVIDServer
+	*Server
+}
+
+const maxBatch = 500 // CSRs in one call, SPIRE's burst
+
+// BatchNewX509SVID signs for entries of the calling agent without evidence. Results are in the
+// order of the parameters, one each, and always with a status.
+func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
+	switch n := len(req.Params); {
+	case n == 0:
+		return nil, status.Error(codes.InvalidArgument, "missing parameters")
+	case n > maxBatch:
+		return nil, status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, maxBatch)
+	}
+	agent := callerOf(ctx).id
+	lookup := s.cfg.Entries.AuthorizedLookup(agent, s.nodeSelectors(agent))
+	refusal := s.withoutEvidence(agent)
+	resp := &svidv1.BatchNewX509SVIDResponse{}
+	for _, p := range req.Params {
+		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: itemOK()}
+		e, chain, err := s.newX509SVID(p, lookup, refusal)
+		if err != nil {
+			st := status.Convert(err)
+			result.Status = itemStatus(st.Code(), st.Message())
+		} else {
+			result.Svid = svidToProto(e.SPIFFEID, chain)
+			s.issued(e, agent, chain[0], "none")
+		}
+		resp.Results = append(resp.Results, result)
+	}
+	return resp, nil
+}
+
+func (s *svidService) newX509SVID(p *svidv1.NewX509SVIDParams, lookup func(string) *selectors.Entry, refusal error) (*selectors.Entry, []*x509.Certificate, error) {
+	if p.GetEntryId() == "" {
+		return nil, nil, status.Error(codes.InvalidArgument, "missing entry ID")
+	}
+	csr, err := parseCSR(p.Csr)
+	if err != nil {
+		return nil, nil, err
+	}
+	e := lookup(p.EntryId)
+	if e == nil {
+		return nil, nil, status.Error(codes.NotFound, "entry not found or not authorized")
+	}
+	if refusal != nil {
+		return nil, nil, refusal
+	}
+	chain, err := s.signEntry(e, csr)
+	return e, chain, err
+}
+
+// withoutEvidence says why the agent must send evidence, or nil if it need not.
+func (s *Server) withoutEvidence(agent spiffeid.ID) error {
+	n := s.cfg.Nodes.Get(agent)
+	if n != nil && slices.Contains(s.cfg.AllowWithoutEvidence, n.AttestationType) {
+		return nil
+	}
+	kind := "unknown"
+	if n != nil {
+		kind = n.AttestationType
+	}
+	return status.Errorf(codes.FailedPrecondition,
+		"this server signs for agents attested by %q only on evidence; use an Assay agent, or add %q to allow_without_evidence in the server's configuration", kind, kind)
+}
+
+// parseCSR checks that the caller holds the key; nothing but the key is used.
+func parseCSR(der []byte) (*x509.CertificateRequest, error) {
+	if len(der) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "missing CSR")
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "malformed CSR: %v", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "invalid CSR signature: %v", err)
+	}
+	return csr, nil
+}
+
+func (s *Server) signEntry(e *selectors.Entry, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
+	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: e.SPIFFEID, PublicKey: csr.PublicKey, TTL: e.X509SVIDTTL, DNSNames: e.DNSNames})
+	if err != nil {
+		return nil, rpcError(fmt.Errorf("failed to sign X509-SVID: %w", err))
+	}
+	return chain, nil
+}
+
+// issued records who was given what, and on how strong evidence.
+func (s *Server) issued(e *selectors.Entry, agent spiffeid.ID, cert *x509.Certificate, evidence string, more ...any) {
+	s.cfg.Logger.Info("X.509-SVID signed", append([]any{"spiffe_id", e.SPIFFEID, "entry", e.ID, "agent", agent,
+		"serial", cert.SerialNumber, "expires_at", cert.NotAfter, "evidence", evidence}, more...)...)
+}
+
+// MintX509SVID signs what an operator's CSR asks for.
+func (s *svidService) MintX509SVID(_ context.Context, req *svidv1.MintX509SVIDRequest) (*svidv1.MintX509SVIDResponse, error) {
+	csr, err := parseCSR(req.Csr)
+	if err != nil {
+		return nil, err
+	}
+	if len(csr.URIs) != 1 {
+		return nil, status.Errorf(codes.InvalidArgument, "CSR must have exactly one URI SAN; it has %d", len(csr.URIs))
+	}
+	id, err := spiffeid.FromURI(csr.URIs[0])
+	if err == nil {
+		err = s.isWorkload(id)
+	}
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "CSR URI SAN is invalid: %v", err)
+	}
+	if err := checkDNSNames(csr.DNSNames); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "CSR DNS name is invalid: %v", err)
+	}
+	chain, err := s.cfg.Signer.SignWorkload(ca.Request{
+		ID: id, PublicKey: csr.PublicKey, TTL: time.Duration(req.Ttl) * time.Second, DNSNames: csr.DNSNames, Subject: csr.Subject,
+	})
+	if err != nil {
+		return nil, rpcError(fmt.Errorf("failed to sign X509-SVID: %w", err))
+	}
+	s.cfg.Logger.Info("X.509-SVID minted for an operator", "spiffe_id", id, "serial", chain[0].SerialNumber, "expires_at", chain[0].NotAfter)
+	return &svidv1.MintX509SVIDResponse{Svid: svidToProto(id, chain)}, nil
+}
+
+// checkDNSNames refuses bad names, and a name that a wildcard beside it already covers.
+func checkDNSNames(names []string) error {
+	for _, name := range names {
+		if err := entries.ValidateDNSName(name); err != nil {
+			return err
+		}
+		if _, parent, ok := strings.Cut(name, "."); ok && !strings.HasPrefix(name, "*.") && slices.Contains(names, "*."+parent) {
+			return fmt.Errorf("name %q is already covered by wildcard %q", name, "*."+parent)
+		}
+	}
+	return nil
+}
+
+const noJWT = "JWT-SVIDs are not issued by this version of the server; use X.509-SVIDs"
+
+// NewJWTSVID is not there yet. SPIRE's agents take Unimplemented as final and do not retry.
+func (s *svidService) NewJWTSVID(context.Context, *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, noJWT)
+}
+
+// MintJWTSVID is not there yet.
+func (s *svidService) MintJWTSVID(context.Context, *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, noJWT)
+}
+
+// NewDownstreamX509CA is not there yet.
+func (s *svidService) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "nested servers are not supported by this version of the server")
+}
