@@ -4,6 +4,7 @@ package caller
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync/atomic"
@@ -110,8 +111,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
 	n, oobn, _, _, err := c.ReadMsgUnix(p, oob)
-	if err != nil {
-		return max(n, 0), err // it is -1 after a failed recvmsg
+	switch {
+	case errors.Is(err, io.EOF):
+		return 0, io.EOF // ReadMsgUnix wraps it
+	case err != nil:
+		return max(n, 0), err // -1 after a failed recvmsg
 	}
 	if r := judgeSender(oob[:oobn], c.caller.Key().TGID, c.stamped); r != nil {
 		clear(p[:n])
