@@ -53,7 +53,7 @@ func run(ctx context.Context) (err error) {
 	s := &story{bin: filepath.Dir(exe), logs: &logs{}}
 	began := time.Now()
 	s.say("A server with its own store, a software TPM, and an agent with a kernel sensor start")
-	env, err := dev.Start(ctx, dev.Options{Bin: s.bin, Log: s.logs})
+	env, err := dev.Start(ctx, dev.Options{Bin: s.bin, Log: s.logs, TPM: os.Getenv("ASSAY_TPM"), EKCA: os.Getenv("ASSAY_EK_CA")})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/cmd/dev"
+	"github.com/assay-id/assay/selectors"
+)
+
+const (
+	execRounds = 60 // blocks of each side, in turn
+	execBlock  = 40 // processes in a block
+)
+
+// execCost spawns /bin/true with the sensor in the kernel and without, in turn. A sample is
+// one process.
+func execCost() (err error) {
+	dir, err := os.MkdirTemp("/run", "assay-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := syscall.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		return fmt.Errorf("mount a bpffs: %w", err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	pins := filepath.Join(dir, "assay")
+	var on, off sample
+	for range execRounds {
+		block(&off)
+		sensor, err := bpf.Load(bpf.Config{PinDir: pins, MinimumTier: selectors.TierT2, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return err
+		}
+		block(&on)
+		if err := sensor.Close(); err != nil {
+			return err
+		}
+		if err := bpf.Unpin(pins); err != nil {
+			return err
+		}
+	}
+	compare("fork+exec+wait of /bin/true with the sensor", on, off, "without")
+	return nil
+}
+
+func block(s *sample) {
+	for range execBlock {
+		began := time.Now()
+		pid, err := syscall.ForkExec("/bin/true", []string{"true"}, nil)
+		if err != nil {
+			panic(err)
+		}
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			panic(err)
+		}
+		*s = append(*s, time.Since(began))
+	}
+}
+
+const changes = 300
+
+// propagate updates an entry and waits for the new SVID on an open stream.
+func propagate(ctx context.Context, env *dev.Env) error {
+	id, err := register(ctx, env)
+	if err != nil {
+		return err
+	}
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(env.WorkloadSocket))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	got := make(arrivals, 16)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { _ = client.WatchX509Context(ctx, got) }() // ends with ctx
+	<-got
+	conn, err := dev.Dial(env.ServerSocket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var all sample
+	for n := range changes {
+		name := fmt.Sprintf("n%d.example.org", n)
+		began := time.Now()
+		if _, err := entryv1.NewEntryClient(conn).BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{
+			Entries: []*types.Entry{{Id: id, DnsNames: []string{name}}}, InputMask: &types.EntryMask{DnsNames: true}}); err != nil {
+			return err
+		}
+		for a := range got {
+			if a.name == name {
+				all = append(all, a.at.Sub(began))
+				break
+			}
+		}
+	}
+	fmt.Printf("entry changed (call begins) → new SVID on an open stream, %d changes\n  p50 %s   p99 %s   max %s\n",
+		changes, all.at(0.5).Round(10*time.Microsecond), all.at(0.99).Round(10*time.Microsecond), all.at(1).Round(10*time.Microsecond))
+	return nil
+}
+
+type arrival struct {
+	name string
+	at   time.Time
+}
+
+type arrivals chan arrival
+
+func (c arrivals) OnX509ContextUpdate(x *workloadapi.X509Context) {
+	a := arrival{at: time.Now()}
+	if dns := x.DefaultSVID().Certificates[0].DNSNames; len(dns) > 0 {
+		a.name = dns[0]
+	}
+	c <- a
+}
+
+func (arrivals) OnX509ContextWatchError(error) {}

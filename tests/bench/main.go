@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what docs/benchmarks.md quotes, each figure as a ratio to the
+// physical limit in the same run, the two sides in turn, because machines are noisy.
+//
+//	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
+//	bench exec         fork+exec with the sensor on and off
+//	bench propagate    a change of an entry until the open stream has the new SVID
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/assay-id/assay/cmd/dev"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	ctx := context.Background()
+	switch {
+	case len(args) == 3 && args[0] == "bare":
+		return bare(args[1], args[2])
+	case len(args) == 1 && args[0] == "exec":
+		return execCost()
+	case len(args) == 1 && args[0] == "fetch":
+		return with(ctx, fetch)
+	case len(args) == 1 && args[0] == "propagate":
+		return with(ctx, propagate)
+	}
+	return errors.New("usage: bench fetch | exec | propagate")
+}
+
+// with runs f on a machine of its own.
+func with(ctx context.Context, f func(context.Context, *dev.Env) error) (err error) {
+	env, err := dev.Start(ctx, dev.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, env.Close()) }()
+	return f(ctx, env)
+}
+
+// sample is the durations of one side.
+type sample []time.Duration
+
+func (s sample) at(q float64) time.Duration {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return s[min(int(q*float64(len(s))), len(s)-1)]
+}
+
+// compare prints both sides and their ratios.
+func compare(what string, ours, limit sample, name string) {
+	fmt.Printf("%s, %d pairs\n", what, len(ours))
+	for _, q := range []float64{0.1, 0.5, 0.99} {
+		a, b := ours.at(q), limit.at(q)
+		fmt.Printf("  p%-3g %10s   %s %10s   ratio %.3f\n", q*100, a.Round(100*time.Nanosecond), name, b.Round(100*time.Nanosecond), float64(a)/float64(b))
+	}
+}
+
+// start runs this program in another role until stop is called.
+func start(args ...string) (stop func(), err error) {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }, nil
+}
+
+func waitFor(path string) error {
+	for range 500 {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("%s did not appear", filepath.Base(path))
+}

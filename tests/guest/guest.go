@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package guest boots stock Debian kernels under software-emulated QEMU with a software TPM,
+// so that what this machine's kernel refuses (BPF LSM programs) and lacks (a TPM device) is
+// tested for real. One boot per kernel runs everything: the initramfs holds busybox, the
+// programs, and the static test binaries, and the serial line brings back what they print.
+package guest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Kernel is a Debian package with a kernel to boot.
+type Kernel struct {
+	Name string
+	// Package is a package that depends on the newest image of a series, or the image itself.
+	Package string
+	// CPU is QEMU's CPU model.
+	CPU string
+}
+
+// Kernels are those that the guests run.
+var Kernels = []Kernel{
+	{"6.1", "linux-image-cloud-amd64", "max"},
+	// QEMU 7.2 double-faults 6.12 in a cmpxchg16b path.
+	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16"},
+}
+
+// Fetch returns the kernel's file, from cache or from Debian's archive.
+func (k Kernel) Fetch(ctx context.Context, cache string) (vmlinuz string, err error) {
+	dir := filepath.Join(cache, "kernel-"+k.Name)
+	if found, _ := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*")); len(found) == 1 {
+		return found[0], nil
+	}
+	image, err := k.image(ctx)
+	if err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(cache, "deb-")
+	if err != nil {
+		return "", fmt.Errorf("fetch kernel: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	if err := run(ctx, tmp, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", image); err != nil {
+		return "", err
+	}
+	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
+	if len(debs) != 1 {
+		return "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
+	}
+	if err := run(ctx, tmp, "dpkg-deb", "-x", debs[0], "x"); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "boot"), 0o755); err != nil {
+		return "", fmt.Errorf("fetch kernel: %w", err)
+	}
+	found, _ := filepath.Glob(filepath.Join(tmp, "x/boot/vmlinuz-*"))
+	if len(found) != 1 {
+		return "", fmt.Errorf("%s holds %d kernels", image, len(found))
+	}
+	vmlinuz = filepath.Join(dir, "boot", filepath.Base(found[0]))
+	data, err := os.ReadFile(found[0])
+	if err != nil {
+		return "", fmt.Errorf("fetch kernel: %w", err)
+	}
+	return vmlinuz, os.WriteFile(vmlinuz, data, 0o644)
+}
+
+// image resolves a package that only depends on the real one.
+func (k Kernel) image(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-cache", "depends", k.Package).Output()
+	if err != nil {
+		return "", fmt.Errorf("apt-cache depends %s: %w (run apt-get update)", k.Package, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if _, dep, ok := strings.Cut(line, "Depends: linux-image-"); ok {
+			return "linux-image-" + strings.TrimSpace(dep), nil
+		}
+	}
+	return k.Package, nil
+}
+
+// Initramfs packs files (path in the guest → path here) and an init script into a compressed
+// cpio archive. Folders are made as needed.
+func Initramfs(ctx context.Context, out, init string, files map[string]string) error {
+	root, err := os.MkdirTemp(filepath.Dir(out), "root-")
+	if err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	defer os.RemoveAll(root)
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "etc", "bin"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			return fmt.Errorf("initramfs: %w", err)
+		}
+	}
+	for name, src := range files {
+		if err := copyFile(filepath.Join(root, name), src); err != nil {
+			return fmt.Errorf("initramfs: %w", err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "init"), []byte(init), 0o755); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	var list bytes.Buffer
+	if err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(root, path)
+		list.WriteString(rel + "\x00")
+		return err
+	}); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	f, err := os.Create(out)
+	if err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	defer f.Close()
+	z, _ := gzip.NewWriterLevel(f, gzip.BestSpeed)
+	cpio := exec.CommandContext(ctx, "cpio", "--null", "-o", "-H", "newc", "--quiet")
+	cpio.Dir, cpio.Stdin, cpio.Stdout, cpio.Stderr = root, &list, z, os.Stderr
+	if err := cpio.Run(); err != nil {
+		return fmt.Errorf("cpio: %w (make setup-tests installs it)", err)
+	}
+	return errors.Join(z.Close(), f.Close())
+}
+
+// Machine is one boot.
+type Machine struct {
+	Kernel    Kernel
+	Vmlinuz   string
+	Initramfs string
+	// Append is more kernel command line.
+	Append string
+	// TPM is the control socket of a software TPM.
+	TPM     string
+	Timeout time.Duration
+}
+
+// Boot runs the machine until it powers off, and copies its serial line to console.
+func (m Machine) Boot(ctx context.Context, console io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, m.Timeout)
+	defer cancel()
+	args := []string{"-machine", "q35,accel=tcg", "-cpu", m.Kernel.CPU, "-smp", "2", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none",
+		"-kernel", m.Vmlinuz, "-initrd", m.Initramfs, "-append", "console=ttyS0 panic=-1 quiet rootfstype=ramfs " + m.Append, "-serial", "stdio"}
+	if m.TPM != "" {
+		args = append(args, "-chardev", "socket,id=chrtpm,path="+m.TPM, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-tis,tpmdev=tpm0")
+	}
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	qemu.Stdout, qemu.Stderr = console, console
+	if err := qemu.Run(); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("the guest did not power off within %s", m.Timeout)
+		}
+		return fmt.Errorf("qemu: %w (make setup-tests installs it)", err)
+	}
+	return nil
+}
+
+func copyFile(dst, src string) error {
+	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+		return err
+	}
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(dst, os.O_CREATE|os.O_WRONLY, st.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+func run(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}

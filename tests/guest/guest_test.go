@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/assay-id/assay/tpm/swtpm"
+)
+
+// suites are the test binaries that run in a guest, in this order; the demo comes last.
+var suites = []struct{ name, pkg, args string }{
+	{"bpf", "./bpf", ""},
+	{"caller", "./agent/caller", ""},
+	{"scenarios", "./tests/scenarios", ""},
+}
+
+const initScript = `#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/shm; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
+mount -t securityfs sec /sys/kernel/security; mount -t tracefs tr /sys/kernel/tracing
+mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup
+ifconfig lo 127.0.0.1 up
+echo root:x:0:0:root:/:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
+echo "GUEST kernel $(uname -r) lsm $(cat /sys/kernel/security/lsm) tpm $(ls /dev/tpm* | tr '\n' ' ')"
+export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s
+cd /tmp
+for t in %s; do
+	echo "GUEST begin $t $(cut -d' ' -f1 /proc/uptime)"
+	case $t in
+	demo) /assay/demo ;;
+	*) /tests/$t.test -test.v -test.timeout 15m ;;
+	esac
+	echo "GUEST end $t $?"
+done
+poweroff -f
+`
+
+// TestGuests runs every suite on every kernel at tier T1 with a real /dev/tpmrm0.
+// ASSAY_KERNELS="6.1" and ASSAY_SUITES="caller" narrow it; ASSAY_ROUNDS lengthens the races.
+func TestGuests(t *testing.T) {
+	dir := t.TempDir()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := filepath.Join(root, ".cache")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	names := chosen("ASSAY_SUITES", "bpf", "caller", "scenarios", "demo")
+	files := pack(t, root, dir)
+	ekCA, err := swtpm.Manufacture(t.Context(), filepath.Join(dir, "ca"), filepath.Join(dir, "tpm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files["assay/ek-ca.pem"] = filepath.Join(dir, "ek-ca.pem")
+	if err := os.WriteFile(files["assay/ek-ca.pem"], ekCA, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	initramfs := filepath.Join(dir, "initramfs.gz")
+	if err := Initramfs(t.Context(), initramfs, fmt.Sprintf(initScript, rounds(), strings.Join(names, " ")), files); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range Kernels {
+		if want := chosen("ASSAY_KERNELS", k.Name); !strings.Contains(strings.Join(want, " ")+" ", k.Name+" ") {
+			continue
+		}
+		t.Run(k.Name, func(t *testing.T) {
+			vmlinuz, err := k.Fetch(t.Context(), cache)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := Machine{Kernel: k, Vmlinuz: vmlinuz, Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 20 * time.Minute}
+			judge(t, m, names)
+		})
+	}
+}
+
+func chosen(variable string, fallback ...string) []string {
+	if v := os.Getenv(variable); v != "" {
+		return strings.Fields(v)
+	}
+	return fallback
+}
+
+func rounds() string { return strings.Join(chosen("ASSAY_ROUNDS", "50"), "") }
+
+// pack builds what goes into the guest.
+func pack(t *testing.T, root, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{"bin/busybox": "/bin/busybox"}
+	build := func(args ...string) {
+		cmd := exec.CommandContext(t.Context(), "go", args...)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	bin := filepath.Join(dir, "bin") + "/"
+	build("build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./cmd/assay", "./cmd/assay-agent", "./cmd/assay-server", "./tests/demo", "./tests/demo/payments", "./tests/demo/ledger")
+	for _, name := range []string{"assay", "assay-agent", "assay-server", "demo", "payments", "ledger"} {
+		files["assay/"+name] = bin + name
+	}
+	for _, s := range suites {
+		out := filepath.Join(dir, s.name+".test")
+		build("test", "-c", "-ldflags=-s -w", "-o", out, s.pkg)
+		files["tests/"+s.name+".test"] = out
+	}
+	return files
+}
+
+// startTPM starts the software TPM for QEMU, which wants its control channel.
+func startTPM(t *testing.T, state string) (socket string) {
+	t.Helper()
+	socket = filepath.Join(state, "control.sock")
+	_ = os.Remove(socket)
+	cmd := exec.CommandContext(t.Context(), "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--ctrl", "type=unixio,path="+socket, "--terminate")
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("swtpm: %v", err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			return socket
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("swtpm made no control socket")
+	return ""
+}
+
+// judge boots and reads the guest's verdicts: every suite must have begun and ended with 0.
+func judge(t *testing.T, m Machine, names []string) {
+	r, w := io.Pipe()
+	booted := make(chan error, 1)
+	go func() {
+		err := m.Boot(context.WithoutCancel(t.Context()), w)
+		w.Close()
+		booted <- err
+	}()
+	passed := map[string]bool{}
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		line := strings.TrimRight(lines.Text(), "\r")
+		t.Log(line)
+		var name string
+		var code int
+		if _, err := fmt.Sscanf(line, "GUEST end %s %d", &name, &code); err == nil {
+			passed[name] = code == 0
+		}
+		if strings.Contains(line, "--- SKIP") {
+			t.Errorf("skipped in the guest: %s", line)
+		}
+	}
+	if err := <-booted; err != nil {
+		t.Error(err)
+	}
+	for _, name := range names {
+		if !passed[name] {
+			t.Errorf("%s did not pass in the guest", name)
+		}
+	}
+}
