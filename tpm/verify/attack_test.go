@@ -212,6 +212,21 @@ func TestAttestationKeyOfTheOwner(t *testing.T) {
 	refused(t, err, checkHierarchy, "endorsement hierarchy")
 }
 
+// TestResetBetweenCertifyAndQuote: the machine boots something else in between, so that what
+// was certified and what was measured belong to two boots.
+func TestResetBetweenCertifyAndQuote(t *testing.T) {
+	n := newNode(t, swtpmtest.New(t))
+	s, c := n.begin(n.hello)
+	e := n.answer(c)
+	n.tpm.Off()
+	n.tpm.On()
+	ak := n.create(tpm2.TPMRHEndorsement, n.akTemplate())
+	defer n.flush(ak)
+	n.quote(&e, ak, tpm.QualifyingData(c.Nonce, n.spki(n.hello.KeyPublic), e.Secret), c.PCRs)
+	_, err := s.Finish(e, n.key.Public(), now)
+	refused(t, err, checkBoot, "reset between")
+}
+
 // keyTemplate makes n.key again: newNode's unique bytes.
 func (n *node) keyTemplate() tpm2.TPMTPublic {
 	p := n.template(n.hello.KeyPublic)
@@ -289,6 +304,8 @@ func TestEKCertificateProfile(t *testing.T) {
 	if f := s.progress.Facts; f.Manufacturer != "id:41535359" || f.Model != "Model 1" || f.Version != "id:00010002" {
 		t.Errorf("facts %+v", f)
 	}
+	_, _, err = Begin(n.policy, with(func(*x509.Certificate) {}), now.Add(2*time.Hour), rand.Reader)
+	refused(t, err, checkEKCert, "expired")
 	for _, c := range []struct {
 		name, text string
 		alter      func(*x509.Certificate)

@@ -251,6 +251,21 @@ func TestKeysThatAreNotFit(t *testing.T) {
 		{"AK off the curve", func(h *tpm.Hello) {
 			h.AKPublic = change(h.AKPublic, func(p *tpm2.TPMTPublic) { u, _ := p.Unique.ECC(); u.X.Buffer[5] ^= 1 })
 		}, checkAK, "not on the curve"},
+		{"AK with another scheme", func(h *tpm.Hello) {
+			h.AKPublic = change(h.AKPublic, func(p *tpm2.TPMTPublic) {
+				d, _ := p.Parameters.ECCDetail()
+				d.Scheme = tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgNull}
+			})
+		}, checkAK, "not ECDSA"},
+		{"AK that signs SHA-1", func(h *tpm.Hello) {
+			h.AKPublic = change(h.AKPublic, func(p *tpm2.TPMTPublic) {
+				d, _ := p.Parameters.ECCDetail()
+				d.Scheme.Details = tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA1})
+			})
+		}, checkAK, "not SHA-256"},
+		{"AK named by SHA-384", func(h *tpm.Hello) {
+			h.AKPublic = change(h.AKPublic, func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA384 })
+		}, checkAK, "name algorithm"},
 		{"RSA AK", func(h *tpm.Hello) { h.AKPublic = h.EKPublic }, checkAK, "not an ECC key"},
 		{"AK with bytes behind", func(h *tpm.Hello) { h.AKPublic = append(slices.Clone(h.AKPublic), 0) }, checkAK, "canonical"},
 		{"restricted agent key", func(h *tpm.Hello) { h.KeyPublic = h.AKPublic }, checkKey, "could not sign a TLS handshake"},
