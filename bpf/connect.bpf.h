@@ -113,8 +113,8 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 			b->state |= TRACED;
 		b->tables = BPF_CORE_READ(fs, count.counter);
 		b->threads = BPF_CORE_READ(t, signal, nr_threads);
-		if (f)
-			bpf_loop(8192, count_held, &w, 0); /* 262,144 descriptors; more count as not held */
+		if (f) /* looks at 262,144 descriptors; any beyond count as not held */
+			bpf_loop(8192, count_held, &w, 0);
 		b->held = w.held;
 	}
 	bpf_task_release(t);

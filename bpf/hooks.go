@@ -44,7 +44,10 @@ var (
 	}
 )
 
-const seedProgram = "seed"
+const (
+	seedProgram   = "seed"
+	spliceProgram = "on_splice" // T1, and not vital: it is not a documented kernel function
+)
 
 func mapPin(dir, name string) string  { return filepath.Join(dir, "map_"+name) }
 func linkPin(dir, name string) string { return filepath.Join(dir, "link_"+name) }

@@ -8,6 +8,8 @@
  *                            the very socket that accept() will return
  *   lsm/socket_sendmsg, lsm/socket_recvmsg  whoever uses a client's end
  *   lsm/file_receive         whoever receives a descriptor (SCM_RIGHTS, pidfd_getfd)
+ *   fentry/unix_stream_splice_read  whoever moves bytes from a client's end into a pipe: no
+ *                            LSM hook sees that; it can be marked, not refused (optional)
  *
  * State: the client's end has one owner for its life: process and image at connect. Use by
  * another is refused with EPERM and marks the binding; receipt by another marks it.
@@ -87,5 +89,14 @@ int BPF_PROG(on_file_receive, struct file *file)
 	struct sock *sk = sock->sk;
 	if (sk)
 		foreign(sk, HANDED_PASS);
+	return 0;
+}
+
+SEC("fentry/unix_stream_splice_read")
+int BPF_PROG(on_splice, struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+	if (sk)
+		foreign(sk, HANDED_RECEIVE);
 	return 0;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* The sensor: one translation unit of small parts. Each header tells hook, state and kernel. */
+// clang-format off
 //go:build ignore
+// clang-format on
+/* The sensor: one translation unit of small parts. Each header tells hook, state and kernel. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>

@@ -34,6 +34,7 @@ const (
 	sensorProgOnPrepareExec  = "on_prepare_exec"
 	sensorProgOnRecvmsg      = "on_recvmsg"
 	sensorProgOnSendmsg      = "on_sendmsg"
+	sensorProgOnSplice       = "on_splice"
 	sensorProgOnUnixConnect  = "on_unix_connect"
 	sensorProgSeed           = "seed"
 )
@@ -89,6 +90,7 @@ type sensorProgramSpecs struct {
 	OnPrepareExec  *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
 	OnRecvmsg      *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
 	OnSendmsg      *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
+	OnSplice       *ebpf.ProgramSpec `ebpf:"on_splice"`
 	OnUnixConnect  *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
 	Seed           *ebpf.ProgramSpec `ebpf:"seed"`
 }
@@ -178,6 +180,7 @@ type sensorPrograms struct {
 	OnPrepareExec  *ebpf.Program `ebpf:"on_prepare_exec"`
 	OnRecvmsg      *ebpf.Program `ebpf:"on_recvmsg"`
 	OnSendmsg      *ebpf.Program `ebpf:"on_sendmsg"`
+	OnSplice       *ebpf.Program `ebpf:"on_splice"`
 	OnUnixConnect  *ebpf.Program `ebpf:"on_unix_connect"`
 	Seed           *ebpf.Program `ebpf:"seed"`
 }
@@ -193,6 +196,7 @@ func (p *sensorPrograms) Close() error {
 		p.OnPrepareExec,
 		p.OnRecvmsg,
 		p.OnSendmsg,
+		p.OnSplice,
 		p.OnUnixConnect,
 		p.Seed,
 	)

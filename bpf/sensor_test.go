@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,80 +21,6 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 )
-
-// The test programs are this binary, executed again.
-func TestMain(m *testing.M) {
-	if role := os.Getenv("ASSAY_ROLE"); role != "" {
-		playRole(role)
-		return
-	}
-	os.Exit(m.Run())
-}
-
-func playRole(role string) {
-	say := func(word string) { fmt.Println(word) }
-	wait := func() { _, _ = bufio.NewReader(os.Stdin).ReadString('\n') }
-	switch role {
-	case "wait":
-		say("ready")
-		wait()
-	case "exec": // becomes "wait" in place
-		os.Setenv("ASSAY_ROLE", "wait")
-		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
-	case "thread-exec": // the same, from a thread that is not the leader
-		os.Setenv("ASSAY_ROLE", "wait")
-		runtime.LockOSThread()
-		go func() {
-			runtime.LockOSThread()
-			if unix.Gettid() == unix.Getpid() {
-				panic("this is the leader")
-			}
-			check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
-		}()
-		select {}
-	case "child": // starts "wait" as a child and hands through its streams
-		os.Setenv("ASSAY_ROLE", "wait")
-		c := exec.Command("/proc/self/exe")
-		c.Stdin, c.Stdout = os.Stdin, os.Stdout
-		check(c.Start())
-		fmt.Println("child", c.Process.Pid)
-		check(c.Wait())
-	case "deep": // executes itself n times
-		n := os.Getenv("ASSAY_DEPTH")
-		if n == "" {
-			os.Setenv("ASSAY_ROLE", "wait")
-		} else {
-			os.Setenv("ASSAY_DEPTH", n[1:])
-		}
-		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
-	case "connect": // connects to a socket with one descriptor, again if it fails
-		fd := clientSocket()
-		for unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}) != nil {
-			time.Sleep(time.Millisecond)
-		}
-		say("ready")
-		wait()
-	case "connect-inherited": // connects descriptor 3
-		if err := unix.Connect(3, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}); err != nil {
-			say("failed " + err.Error())
-		} else {
-			say("ready")
-		}
-		wait()
-	}
-}
-
-func check(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
-func clientSocket() int {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	check(err)
-	return fd
-}
 
 // needKernel skips where the kernel or the privilege is missing, unless that is forbidden.
 func needKernel(t testing.TB, err error) {
@@ -146,59 +71,6 @@ func load(t testing.TB) *Sensor {
 		}
 	})
 	return s
-}
-
-// program is a test program that runs.
-type program struct {
-	*exec.Cmd
-	pidfd int
-	out   *bufio.Reader
-	in    io.WriteCloser
-}
-
-// start runs this binary in a role and waits for its first word.
-func start(t testing.TB, role string, env ...string) *program {
-	t.Helper()
-	return startWith(t, role, nil, env...)
-}
-
-func startWith(t testing.TB, role string, files []*os.File, env ...string) *program {
-	t.Helper()
-	p := &program{Cmd: exec.Command("/proc/self/exe"), pidfd: -1}
-	p.Env = append(append(os.Environ(), "ASSAY_ROLE="+role), env...)
-	p.Stderr, p.ExtraFiles = os.Stderr, files
-	p.SysProcAttr = &syscall.SysProcAttr{PidFD: &p.pidfd, Pdeathsig: syscall.SIGKILL}
-	in, err := p.StdinPipe()
-	check(err)
-	out, err := p.StdoutPipe()
-	check(err)
-	p.in, p.out = in, bufio.NewReader(out)
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	t.Cleanup(runtime.UnlockOSThread)
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.stop() })
-	return p
-}
-
-func (p *program) word(t testing.TB) string {
-	t.Helper()
-	line, err := p.out.ReadString('\n')
-	if err != nil {
-		t.Fatalf("the test program said nothing: %v", err)
-	}
-	return strings.TrimSpace(line)
-}
-
-func (p *program) stop() {
-	if p.pidfd >= 0 {
-		p.in.Close()
-		_ = p.Process.Kill()
-		_ = p.Wait()
-		unix.Close(p.pidfd)
-		p.pidfd = -1
-	}
 }
 
 func mustTask(t testing.TB, s *Sensor, pidfd int) Task {
@@ -519,87 +391,5 @@ func testSharedConnect(t *testing.T, s *Sensor) {
 	// a connected socket is left alone
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); !errors.Is(err, unix.EISCONN) {
 		t.Error(err)
-	}
-}
-
-func TestRestart(t *testing.T) {
-	pins := filepath.Join(bpffs(t), "assay")
-	config := Config{PinDir: pins, Logger: testLogger(t)}
-	s, err := Load(config)
-	needKernel(t, err)
-	check(s.Close())
-	p := start(t, "exec") // runs while no agent does
-	p.word(t)
-
-	s, err = Load(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	task := mustTask(t, s, p.pidfd)
-	if !task.Flags.Has(Observed) || len(task.Ancestors) < 2 || !task.Ancestors[0].Flags.Has(ReplacedInPlace) {
-		t.Errorf("record made while no agent ran: %+v", task)
-	}
-	// another build's pins are not used
-	check(s.maps["settings"].Put(uint32(0), settings{Build: 12345, AgentTGID: 1, Tier: uint32(s.tier)}))
-	check(s.Close())
-	s, err = Load(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	anew := mustTask(t, s, p.pidfd)
-	if !anew.Flags.Has(Seeded) || anew.Process.ExecID == task.Process.ExecID {
-		t.Errorf("record after starting anew: %+v", anew)
-	}
-	p2 := start(t, "wait")
-	p2.word(t)
-	if next := mustTask(t, s, p2.pidfd); next.Process.ExecID <= task.Process.ExecID {
-		t.Errorf("exec id %d was given again, after %d", next.Process.ExecID, task.Process.ExecID)
-	}
-	check(s.Close())
-	check(Unpin(pins))
-	if _, err := os.Stat(pins); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the pin directory after Unpin: %v", err)
-	}
-	check(Unpin(pins))
-}
-
-func TestLoadSaysWhatToDo(t *testing.T) {
-	if missing, err := missingCapabilities(); err != nil || len(missing) > 0 {
-		needKernel(t, ErrPrivilege)
-	}
-	_, err := Load(Config{PinDir: t.TempDir(), Logger: testLogger(t)})
-	if !errors.Is(err, ErrNotBPFFS) || !strings.Contains(err.Error(), "mount -t bpf") {
-		t.Errorf("pins outside of a bpffs: %v", err)
-	}
-	pins := filepath.Join(bpffs(t), "assay")
-	_, err = Load(Config{PinDir: pins, CgroupRoot: "/proc", Logger: testLogger(t)})
-	if !errors.Is(err, ErrNoCgroup2) {
-		t.Errorf("a cgroup root that is none: %v", err)
-	}
-	s, err := Load(Config{PinDir: pins, MinimumTier: selectors.TierT1, Logger: testLogger(t)})
-	if err == nil {
-		check(errors.Join(s.Close(), Unpin(pins)))
-		return // this kernel has T1
-	}
-	if !errors.Is(err, ErrTier) || !strings.Contains(err.Error(), "lsm=") || strings.Contains(err.Error(), "MEMLOCK") {
-		t.Errorf("demanding T1: %v", err)
-	}
-	t.Log(err)
-	if _, err := os.Stat(pins); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a Load that failed left pins: %v", err)
-	}
-}
-
-func BenchmarkBinding(b *testing.B) {
-	s := load(b)
-	l, path := listen(b, s, 8)
-	fd := clientSocket()
-	defer unix.Close(fd)
-	check(unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
-	conn := accept(b, l)
-	for b.Loop() {
-		if _, err := s.Binding(conn); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

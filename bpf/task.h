@@ -26,7 +26,8 @@ static __always_inline void read_executable(struct executable *x, struct inode *
 	struct inode___6_1 *i61 = (void *)i;
 	if (bpf_core_field_exists(i->i_ctime_sec)) {
 		x->ctime_sec = BPF_CORE_READ(i, i_ctime_sec);
-		x->ctime_nsec = BPF_CORE_READ(i, i_ctime_nsec) & 0x7fffffff; /* bit 31: "was queried" */
+		/* bit 31 says that somebody asked for it */
+		x->ctime_nsec = BPF_CORE_READ(i, i_ctime_nsec) & 0x7fffffff;
 	} else if (bpf_core_field_exists(i66->__i_ctime)) {
 		x->ctime_sec = BPF_CORE_READ(i66, __i_ctime.tv_sec);
 		x->ctime_nsec = BPF_CORE_READ(i66, __i_ctime.tv_nsec);

@@ -12,14 +12,14 @@
 #define ANCESTORS 16
 
 /* task_record.flags; ancestor.flags holds those of the image, and REPLACED_IN_PLACE */
-#define OBSERVED 1u           /* the sensor saw this image being executed */
-#define SEEDED 2u             /* the image ran before the sensor */
-#define DELETED 4u            /* the file had no name when it was executed */
-#define MEMORY_FILE 8u        /* tmpfs without a name: memfd or like it */
-#define SECURE_EXEC 16u       /* set-uid, set-gid or file capabilities */
-#define TRUNCATED 32u         /* there are more ancestors than fit */
-#define LINEAGE_UNKNOWN 64u   /* executed by a task without a record */
-#define FORKED 128u           /* this process forked after the image was executed */
+#define OBSERVED 1u            /* the sensor saw this image being executed */
+#define SEEDED 2u              /* the image ran before the sensor */
+#define DELETED 4u             /* the file had no name when it was executed */
+#define MEMORY_FILE 8u         /* tmpfs without a name: memfd or like it */
+#define SECURE_EXEC 16u        /* set-uid, set-gid or file capabilities */
+#define TRUNCATED 32u          /* there are more ancestors than fit */
+#define LINEAGE_UNKNOWN 64u    /* executed by a task without a record */
+#define FORKED 128u            /* this process forked after the image was executed */
 #define REPLACED_IN_PLACE 256u /* the ancestor's process went on as its descendant by execve */
 
 /* exec_id of a seeded image: this bit, milliseconds of the seeding (41 bits), tgid (22 bits) */
@@ -78,12 +78,12 @@ struct caller {
 _Static_assert(sizeof(struct caller) == 768, "caller");
 
 /* binding.state */
-#define SHARED 1u         /* T2: another process tried to connect the same socket */
-#define PEER_DIFFERS 2u   /* T2: the connect that succeeded was not the recorded one */
-#define CLOSED 4u         /* T2: the client's end is closed */
-#define ALIVE 8u          /* T2: the recorded process is there */
-#define IN_FLIGHT 16u     /* T2: the client's end travels in an SCM_RIGHTS message */
-#define TRACED 32u        /* T2: a debugger is attached to the recorded process */
+#define SHARED 1u       /* T2: another process tried to connect the same socket */
+#define PEER_DIFFERS 2u /* T2: the connect that succeeded was not the recorded one */
+#define CLOSED 4u       /* T2: the client's end is closed */
+#define ALIVE 8u        /* T2: the recorded process is there */
+#define IN_FLIGHT 16u   /* T2: the client's end travels in an SCM_RIGHTS message */
+#define TRACED 32u      /* T2: a debugger is attached to the recorded process */
 
 /* binding.handed: what somebody other than the owner did with the client's end (T1) */
 #define HANDED_SEND 1u

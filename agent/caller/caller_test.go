@@ -118,7 +118,7 @@ func TestCaller(t *testing.T) {
 	t.Logf("tier %s", a.Tier())
 	for name, test := range map[string]func(*testing.T, *agent){
 		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Inherit": testInherit,
-		"Pass": testPass, "GetFD": testGetFD, "Descriptors": testDescriptors, "Spawning": testSpawning,
+		"Pass": testPass, "GetFD": testGetFD, "Splice": testSplice, "Descriptors": testDescriptors, "Spawning": testSpawning,
 		"GRPC": testGRPC, "GRPCRefused": testGRPCRefused, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, a) })
@@ -203,6 +203,20 @@ func testInherit(t *testing.T, a *agent) {
 	word := p.say("inherit")
 	wantRefusal(t, "an inherited socket", c.Check(), HandedOver)
 	stolenBy(t, a, conn, c, word)
+}
+
+// testSplice: splice(2) out of a socket passes no LSM hook for messages.
+func testSplice(t *testing.T, a *agent) {
+	if a.Tier() == selectors.TierT1 {
+		for _, h := range a.Hooks() {
+			if h.Name == "fentry/unix_stream_splice_read" && h.State != bpf.HookOn {
+				needKernel(t, fmt.Errorf("%w: %s: %s", bpf.ErrKernel, h.Name, h.Detail))
+			}
+		}
+	}
+	p, _, c := a.client(t)
+	p.say("splice")
+	wantRefusal(t, "a socket that another process splices", c.Check(), HandedOver)
 }
 
 func testPass(t *testing.T, a *agent) {

@@ -32,6 +32,12 @@ func TestMain(m *testing.M) {
 	case "holder": // uses the socket that it inherited as descriptor 3
 		use(3)
 		awaitEnd()
+	case "splicer": // moves bytes out of the socket that it inherited as descriptor 3
+		var pipe [2]int
+		check(unix.Pipe(pipe[:]))
+		_, err := unix.Splice(3, nil, pipe[1], nil, 16, unix.SPLICE_F_NONBLOCK)
+		fmt.Println("spliced", err)
+		awaitEnd()
 	case "receiver": // uses the socket that it is passed over descriptor 3
 		use(receive(3))
 		awaitEnd()
@@ -111,6 +117,8 @@ func playLine(line string, fd int) {
 		fmt.Println("done")
 	case "inherit":
 		spawn("holder", fd) // it answers
+	case "splice":
+		spawn("splicer", fd) // it answers
 	case "pass":
 		pair := must(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
 		spawn("receiver", pair[1]) // it answers

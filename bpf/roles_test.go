@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bufio"
+	"fmt"
+	"golang.org/x/sys/unix"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test programs are this binary, executed again.
+func TestMain(m *testing.M) {
+	if role := os.Getenv("ASSAY_ROLE"); role != "" {
+		playRole(role)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func playRole(role string) {
+	say := func(word string) { fmt.Println(word) }
+	wait := func() { _, _ = bufio.NewReader(os.Stdin).ReadString('\n') }
+	switch role {
+	case "wait":
+		say("ready")
+		wait()
+	case "exec": // becomes "wait" in place
+		os.Setenv("ASSAY_ROLE", "wait")
+		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "thread-exec": // the same, from a thread that is not the leader
+		os.Setenv("ASSAY_ROLE", "wait")
+		runtime.LockOSThread()
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == unix.Getpid() {
+				panic("this is the leader")
+			}
+			check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+		}()
+		select {}
+	case "child": // starts "wait" as a child and hands through its streams
+		os.Setenv("ASSAY_ROLE", "wait")
+		c := exec.Command("/proc/self/exe")
+		c.Stdin, c.Stdout = os.Stdin, os.Stdout
+		check(c.Start())
+		fmt.Println("child", c.Process.Pid)
+		check(c.Wait())
+	case "deep": // executes itself n times
+		n := os.Getenv("ASSAY_DEPTH")
+		if n == "" {
+			os.Setenv("ASSAY_ROLE", "wait")
+		} else {
+			os.Setenv("ASSAY_DEPTH", n[1:])
+		}
+		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "connect": // connects to a socket with one descriptor, again if it fails
+		fd := clientSocket()
+		for unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}) != nil {
+			time.Sleep(time.Millisecond)
+		}
+		say("ready")
+		wait()
+	case "connect-inherited": // connects descriptor 3
+		if err := unix.Connect(3, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}); err != nil {
+			say("failed " + err.Error())
+		} else {
+			say("ready")
+		}
+		wait()
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func clientSocket() int {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	return fd
+}
+
+// program is a test program that runs.
+type program struct {
+	*exec.Cmd
+	pidfd int
+	out   *bufio.Reader
+	in    io.WriteCloser
+}
+
+// start runs this binary in a role and waits for its first word.
+func start(t testing.TB, role string, env ...string) *program {
+	t.Helper()
+	return startWith(t, role, nil, env...)
+}
+
+func startWith(t testing.TB, role string, files []*os.File, env ...string) *program {
+	t.Helper()
+	p := &program{Cmd: exec.Command("/proc/self/exe"), pidfd: -1}
+	p.Env = append(append(os.Environ(), "ASSAY_ROLE="+role), env...)
+	p.Stderr, p.ExtraFiles = os.Stderr, files
+	p.SysProcAttr = &syscall.SysProcAttr{PidFD: &p.pidfd, Pdeathsig: syscall.SIGKILL}
+	in, err := p.StdinPipe()
+	check(err)
+	out, err := p.StdoutPipe()
+	check(err)
+	p.in, p.out = in, bufio.NewReader(out)
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	t.Cleanup(runtime.UnlockOSThread)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.stop() })
+	return p
+}
+
+func (p *program) word(t testing.TB) string {
+	t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("the test program said nothing: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+func (p *program) stop() {
+	if p.pidfd >= 0 {
+		p.in.Close()
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		unix.Close(p.pidfd)
+		p.pidfd = -1
+	}
+}
