@@ -103,7 +103,7 @@ type Server struct {
 }
 
 const (
-	maxConnectionAge = 3 * time.Minute // so that clients spread over the servers
+	maxConnectionAge = 3 * time.Minute  // so that clients spread over the servers
 	pingEvery        = 30 * time.Second // finds agents that are gone
 	pingTimeout      = 20 * time.Second
 	minPing          = 10 * time.Second // faster pings of a client end its connection
@@ -162,4 +162,14 @@ func (s *Server) Serve(ctx context.Context, tcp, unix net.Listener) error {
 		<-ends
 	}
 	return err
+}
+
+// SetHealth sets what grpc.health.v1.Health says about one part of the server. The server
+// itself (the empty name) serves as long as it runs: it signs from memory without a store.
+func (s *Server) SetHealth(part string, well bool) {
+	st := healthv1.HealthCheckResponse_NOT_SERVING
+	if well {
+		st = healthv1.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus(part, st)
 }

@@ -43,10 +43,14 @@ type MemberConfig struct {
 	Log io.Writer
 }
 
-// MemberMain runs the member as `assay-server store-member --dir DIR` does and returns the
-// exit code.
-func MemberMain(dir string) int {
-	err := RunMember(context.Background(), MemberConfig{Dir: dir, Stdin: os.Stdin, Log: os.Stderr})
+// MemberMain runs the member; it is the whole command `assay-server store-member --dir DIR`,
+// which only the supervisor calls, and returns the exit code.
+func MemberMain(args []string) int {
+	if len(args) != 2 || args[0] != "--dir" {
+		fmt.Fprintf(os.Stderr, "%s is started by assay-server itself\n", MemberCommand)
+		return 2
+	}
+	err := RunMember(context.Background(), MemberConfig{Dir: args[1], Stdin: os.Stdin, Log: os.Stderr})
 	switch {
 	case err == nil:
 		return 0

@@ -18,8 +18,8 @@ import (
 //
 //	func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 func Main(m *testing.M) int {
-	if len(os.Args) > 3 && os.Args[1] == store.MemberCommand {
-		return store.MemberMain(os.Args[3])
+	if len(os.Args) > 1 && os.Args[1] == store.MemberCommand {
+		return store.MemberMain(os.Args[2:])
 	}
 	flag.Parse()
 	return m.Run()

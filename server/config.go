@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/assay-id/assay/tpm/verify"
+)
+
+// Config is the server's configuration file (HCL). Paths are absolute; times are written "1h30m".
+type Config struct {
+	// TrustDomain that the server signs for, for example "example.org".
+	TrustDomain string `hcl:"trust_domain"`
+	// BindAddress (default 0.0.0.0) and BindPort (default 8081) for agents.
+	BindAddress string `hcl:"bind_address,optional"`
+	BindPort    int    `hcl:"bind_port,optional"`
+	// SocketPath of the operators' socket (default /run/assay/server/admin.sock), mode 0770:
+	// whoever may open it administers the trust domain.
+	SocketPath string `hcl:"socket_path,optional"`
+	// DataDir holds the CA's keys and the store (default /var/lib/assay/server).
+	DataDir string `hcl:"data_dir,optional"`
+	// DefaultX509SVIDTTL of workloads whose entry names none (default 1h).
+	DefaultX509SVIDTTL string `hcl:"default_x509_svid_ttl,optional"`
+	// AgentTTL of agents' SVIDs (default: default_x509_svid_ttl).
+	AgentTTL string `hcl:"agent_ttl,optional"`
+	// CATTL of an X.509 authority (default 24h). The next one takes over at 5/6 of it.
+	CATTL string `hcl:"ca_ttl,optional"`
+	// MaxReplicaAge is how long signing goes on while the store can not be reached (default 1h).
+	MaxReplicaAge string `hcl:"max_replica_age,optional"`
+	// AllowWithoutEvidence names attestor types, for example ["join_token"], whose agents may
+	// have workload SVIDs signed without evidence, as SPIRE's agents do. Default: none.
+	AllowWithoutEvidence []string `hcl:"allow_without_evidence,optional"`
+	// LogLevel is debug, info, warn or error (default info).
+	LogLevel string `hcl:"log_level,optional"`
+
+	// CASubject names the X.509 authorities (default C=US, O=SPIFFE).
+	CASubject *SubjectConfig `hcl:"ca_subject,block"`
+	// Store is needed for an etcd that is already there, or to change the disk floor.
+	Store *StoreConfig `hcl:"store,block"`
+	// How nodes may prove which ones they are; at least one.
+	TPM       *TPMConfig       `hcl:"tpm,block"`
+	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
+}
+
+// SubjectConfig is the block `ca_subject`.
+type SubjectConfig struct {
+	Country      []string `hcl:"country,optional"`
+	Organization []string `hcl:"organization,optional"`
+	CommonName   string   `hcl:"common_name,optional"`
+}
+
+// StoreConfig is the block `store`.
+type StoreConfig struct {
+	// Endpoints of an etcd, "https://host:2379"; without them the server runs its own.
+	Endpoints []string `hcl:"endpoints,optional"`
+	// Prefix of our keys in it (default "assay/").
+	Prefix string `hcl:"prefix,optional"`
+	// CAPath, CertPath and KeyPath are PEM files for TLS to Endpoints.
+	CAPath   string `hcl:"ca_path,optional"`
+	CertPath string `hcl:"cert_path,optional"`
+	KeyPath  string `hcl:"key_path,optional"`
+	// MinFreeMiB of data_dir's file system, below which new entries are refused (default 512,
+	// or a tenth of a small file system).
+	MinFreeMiB int `hcl:"min_free_mib,optional"`
+}
+
+// TPMConfig is the block `tpm`.
+type TPMConfig struct {
+	// EKCAPath is a PEM file with the CA certificates of TPM makers.
+	EKCAPath string `hcl:"ek_ca_path,optional"`
+	// EKHashes are SHA-256 digests, in hexadecimal, of the EKs' public keys (SubjectPublicKeyInfo).
+	EKHashes []string `hcl:"ek_hashes,optional"`
+}
+
+// JoinTokenConfig is the block `join_token`; it is empty.
+type JoinTokenConfig struct{}
+
+// prepared is a Config with its defaults and its texts understood.
+type prepared struct {
+	Config
+	trustDomain                      spiffeid.TrustDomain
+	svidTTL, agentTTL, caTTL, maxAge time.Duration
+	subject                          pkix.Name
+	level                            slog.Level
+	tpm                              *verify.Policy // nil without the block
+	etcdTLS                          *tls.Config    // nil is plain text
+}
+
+// Validate reports the first thing in the configuration that can not work, in one sentence.
+func (c Config) Validate() error {
+	_, err := c.prepare()
+	return err
+}
+
+func (c Config) prepare() (*prepared, error) {
+	c.setDefaults()
+	p := &prepared{Config: c}
+	for name, path := range map[string]string{"data_dir": c.DataDir, "socket_path": c.SocketPath} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("%s %q: write an absolute path", name, path)
+		}
+	}
+	var err error
+	if p.trustDomain, err = spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		return nil, fmt.Errorf("trust_domain %q: %w", c.TrustDomain, err)
+	}
+	if c.BindPort < 1 || c.BindPort > 65535 {
+		return nil, fmt.Errorf("bind_port %d: write a port from 1 to 65535", c.BindPort)
+	}
+	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
+	}
+	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readStore} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	if s := c.CASubject; s != nil {
+		p.subject = pkix.Name{Country: s.Country, Organization: s.Organization, CommonName: s.CommonName}
+	}
+	return p, nil
+}
+
+func (c *Config) setDefaults() {
+	fallback := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	fallback(&c.BindAddress, "0.0.0.0")
+	fallback(&c.SocketPath, "/run/assay/server/admin.sock")
+	fallback(&c.DataDir, "/var/lib/assay/server")
+	fallback(&c.DefaultX509SVIDTTL, "1h")
+	fallback(&c.AgentTTL, c.DefaultX509SVIDTTL)
+	fallback(&c.CATTL, "24h")
+	fallback(&c.MaxReplicaAge, "1h")
+	fallback(&c.LogLevel, "info")
+	if c.BindPort == 0 {
+		c.BindPort = 8081
+	}
+	if c.Store == nil {
+		c.Store = &StoreConfig{}
+	}
+}
+
+func (p *prepared) readTimes() error {
+	for _, t := range []struct {
+		name, text string
+		to         *time.Duration
+	}{
+		{"default_x509_svid_ttl", p.DefaultX509SVIDTTL, &p.svidTTL}, {"agent_ttl", p.AgentTTL, &p.agentTTL},
+		{"ca_ttl", p.CATTL, &p.caTTL}, {"max_replica_age", p.MaxReplicaAge, &p.maxAge},
+	} {
+		d, err := time.ParseDuration(t.text)
+		if err != nil || d < time.Second {
+			return fmt.Errorf("%s %q: write a time of at least a second, for example \"1h30m\"", t.name, t.text)
+		}
+		*t.to = d
+	}
+	// An authority signs until a sixth of its life is left; a longer SVID would be cut short.
+	if longest := max(p.svidTTL, p.agentTTL); longest > p.caTTL/6 {
+		return fmt.Errorf("ca_ttl %s is too short for SVIDs of %s: write at least %s, or shorten them", p.caTTL, longest, 6*longest)
+	}
+	return nil
+}
+
+func (p *prepared) readAttestors() error {
+	if p.TPM == nil && p.JoinToken == nil {
+		return errors.New("no node could attest: add a block tpm { … } or a block join_token { }")
+	}
+	for _, name := range p.AllowWithoutEvidence {
+		if !slices.Contains([]string{"tpm", "join_token"}, name) {
+			return fmt.Errorf("allow_without_evidence: there is no attestor type %q; the types are tpm and join_token", name)
+		}
+	}
+	if p.TPM == nil {
+		return nil
+	}
+	var err error
+	if p.tpm, err = verify.LoadPolicy(p.TPM.EKCAPath, p.TPM.EKHashes); err != nil {
+		return fmt.Errorf("block tpm: %w", err)
+	}
+	return nil
+}
+
+func (p *prepared) readStore() error {
+	s := p.Store
+	if s.MinFreeMiB < 0 {
+		return fmt.Errorf("store: min_free_mib %d is negative", s.MinFreeMiB)
+	}
+	if s.CAPath == "" && s.CertPath == "" && s.KeyPath == "" {
+		return nil
+	}
+	p.etcdTLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	if s.CAPath != "" {
+		pem, err := os.ReadFile(s.CAPath)
+		if err != nil {
+			return fmt.Errorf("store: ca_path: %w", err)
+		}
+		p.etcdTLS.RootCAs = x509.NewCertPool()
+		if !p.etcdTLS.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("store: ca_path %s holds no PEM certificate", s.CAPath)
+		}
+	}
+	if s.CertPath != "" || s.KeyPath != "" {
+		cert, err := tls.LoadX509KeyPair(s.CertPath, s.KeyPath)
+		if err != nil {
+			return fmt.Errorf("store: cert_path and key_path: %w", err)
+		}
+		p.etcdTLS.Certificates = []tls.Certificate{cert}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package server wires the parts of the server together and runs them; it decides nothing.
+//
+//	agents ──TCP──┐            ┌─▶ nodes ────┐
+//	              ├─▶ api ─────┼─▶ entries ──┼─▶ store ─▶ etcd (a child process, or elsewhere)
+//	operators ────┘ unix       └─▶ ca ───────┘
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/assay-id/assay/server/api"
+	"github.com/assay-id/assay/server/ca"
+	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/store"
+)
+
+// Server is one server of a trust domain. Make one with New, run it once.
+type Server struct {
+	conf    *prepared
+	log     *slog.Logger
+	version string
+
+	store   *store.Store
+	ca      *ca.CA
+	entries *entries.Registry
+	nodes   *nodes.Registry
+	svid    *ownSVID
+	api     *api.Server
+}
+
+// New checks the configuration. Logs go to out, one line of text each.
+func New(c Config, version string, out io.Writer) (*Server, error) {
+	p, err := c.prepare()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{conf: p, version: version, log: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))}, nil
+}
+
+// openTimeout bounds the start of the store and the reading of everything in it.
+const openTimeout = 2 * time.Minute
+
+// Run runs the server until ctx ends.
+func (s *Server) Run(ctx context.Context) (err error) {
+	if err := os.MkdirAll(s.conf.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	closeAll, err := s.open(ctx)
+	defer closeAll()
+	if err != nil {
+		return err
+	}
+	tcp, err := net.Listen("tcp", net.JoinHostPort(s.conf.BindAddress, strconv.Itoa(s.conf.BindPort)))
+	if err != nil {
+		return fmt.Errorf("bind_address, bind_port: %w", err)
+	}
+	admin, err := listenAdmin(s.conf.SocketPath)
+	if err != nil {
+		return errors.Join(err, tcp.Close())
+	}
+	s.log.Info("server is ready", "version", s.version, "trust_domain", s.conf.trustDomain.Name(), "address", tcp.Addr(),
+		"admin_socket", s.conf.SocketPath, "allow_without_evidence", s.conf.AllowWithoutEvidence)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.api.Serve(ctx, tcp, admin) })
+	group.Go(func() error { s.ca.Run(ctx); return nil })
+	group.Go(func() error { s.svid.run(ctx, s.log); return nil })
+	group.Go(func() error { s.watchStore(ctx); return nil })
+	group.Go(func() error { s.prune(ctx); return nil })
+	return group.Wait()
+}
+
+// open starts the parts from the bottom up; closeAll ends those that were started.
+func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	var closers []func()
+	closeAll = func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+	}
+	c := s.conf
+	s.store, err = store.Open(ctx, store.Config{
+		Dir: filepath.Join(c.DataDir, "store"), Endpoints: c.Store.Endpoints, TLS: c.etcdTLS, Prefix: c.Store.Prefix,
+		MinFree: uint64(c.Store.MinFreeMiB) << 20, Logger: s.log,
+	})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.store.Close)
+	s.ca, err = ca.Open(ctx, ca.Config{
+		Dir: filepath.Join(c.DataDir, "ca"), TrustDomain: c.trustDomain, Store: s.store, TTL: c.caTTL,
+		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, Subject: c.subject, MaxAge: c.maxAge, Logger: s.log,
+	})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.ca.Close)
+	s.entries, err = entries.Open(ctx, entries.Config{Store: s.store, TrustDomain: c.trustDomain, Logger: s.log})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.entries.Close)
+	s.nodes, err = nodes.Open(ctx, nodes.Config{Store: s.store, Logger: s.log})
+	if err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.nodes.Close)
+	if s.svid, err = newOwnSVID(s.ca); err != nil {
+		return closeAll, err
+	}
+	s.api = api.New(api.Config{
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Attestors: s.attestors(),
+		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
+	})
+	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
+		s.entries.NodeChanged(agent)
+		s.api.NodeChanged(agent)
+	}))
+	return closeAll, nil
+}
+
+func (s *Server) attestors() []nodes.Attestor {
+	var as []nodes.Attestor
+	if s.conf.tpm != nil {
+		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: s.conf.tpm, Now: time.Now, Rand: rand.Reader})
+	}
+	if s.conf.JoinToken != nil {
+		as = append(as, &nodes.JoinToken{TrustDomain: s.conf.trustDomain, Tokens: s.nodes})
+	}
+	return as
+}
+
+const (
+	healthEvery = time.Second
+	pruneEvery  = 30 * time.Second
+)
+
+// watchStore tells the log and the health service when the store comes and goes.
+func (s *Server) watchStore(ctx context.Context) {
+	last := ""
+	for {
+		h := s.store.Health()
+		s.api.SetHealth("store", h.Ready)
+		switch {
+		case h.Reason == last:
+		case h.Reason == "":
+			s.log.Info("the store is well again")
+		default:
+			s.log.Warn("the store has trouble", "reason", h.Reason, "age", h.Age.Round(time.Second), "max_replica_age", s.conf.maxAge)
+		}
+		last = h.Reason
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(healthEvery):
+		}
+	}
+}
+
+// prune removes expired entries and join tokens.
+func (s *Server) prune(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pruneEvery):
+		}
+		n, err := s.entries.Prune(ctx)
+		tokens, tokenErr := s.nodes.PruneJoinTokens(ctx)
+		if err := errors.Join(err, tokenErr); err != nil {
+			s.log.Warn("can not remove what has expired; trying again", "error", err)
+		}
+		if n+tokens > 0 {
+			s.log.Info("removed what has expired", "entries", n, "join_tokens", tokens)
+		}
+	}
+}
+
+// listenAdmin opens the operators' socket. A file that an earlier run left is replaced.
+func listenAdmin(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("socket_path: %w", err)
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("socket_path: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("socket_path: %w", err)
+	}
+	if err := os.Chmod(path, 0o770); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket_path: %w", err), l.Close())
+	}
+	return l, nil
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/assay-id/assay/server/ca"
+)
+
+// ownSVID is the server's certificate for its TCP listener. It gets a new key at half life.
+type ownSVID struct {
+	ca *ca.CA
+
+	mu   sync.RWMutex
+	cert *tls.Certificate
+}
+
+func newOwnSVID(c *ca.CA) (*ownSVID, error) {
+	o := &ownSVID{ca: c}
+	return o, o.renew()
+}
+
+func (o *ownSVID) get() (*tls.Certificate, error) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.cert == nil {
+		return nil, errors.New("the server has no SVID yet")
+	}
+	return o.cert, nil
+}
+
+func (o *ownSVID) renew() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make the server's key: %w", err)
+	}
+	chain, err := o.ca.SignServer(key.Public())
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cert = &tls.Certificate{PrivateKey: key, Leaf: chain[0], Certificate: raw(chain)}
+	return nil
+}
+
+func raw(chain []*x509.Certificate) [][]byte {
+	out := make([][]byte, 0, len(chain))
+	for _, cert := range chain {
+		out = append(out, cert.Raw)
+	}
+	return out
+}
+
+const renewCheck = 5 * time.Second
+
+// run renews until the context ends.
+func (o *ownSVID) run(ctx context.Context, log *slog.Logger) {
+	tick := time.NewTicker(renewCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		o.mu.RLock()
+		leaf := o.cert.Leaf
+		o.mu.RUnlock()
+		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)) {
+			continue
+		}
+		if err := o.renew(); err != nil {
+			log.Error("the server's SVID can not be renewed; trying again", "error", err, "expires_at", leaf.NotAfter)
+		}
+	}
+}
