@@ -4,11 +4,6 @@ package tpm
 
 import (
 	"bytes"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"reflect"
@@ -104,31 +99,6 @@ func TestQualifyingData(t *testing.T) {
 	}
 	if bytes.Equal(QualifyingData([]byte("ab"), []byte("c"), nil), QualifyingData([]byte("a"), []byte("bc"), nil)) {
 		t.Error("parts run into each other")
-	}
-}
-
-func TestEKCertificateKeyReadsOAEP(t *testing.T) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der := x509.MarshalPKCS1PublicKey(&key.PublicKey)
-	spki := func(oid asn1.ObjectIdentifier) *x509.Certificate {
-		raw, err := asn1.Marshal(struct {
-			Algorithm pkix.AlgorithmIdentifier
-			Key       asn1.BitString
-		}{pkix.AlgorithmIdentifier{Algorithm: oid}, asn1.BitString{Bytes: der, BitLength: 8 * len(der)}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &x509.Certificate{RawSubjectPublicKeyInfo: raw}
-	}
-	got, err := EKCertificateKey(spki(oidRSAESOAEP))
-	if err != nil || !key.PublicKey.Equal(got) {
-		t.Errorf("got %v, %v", got, err)
-	}
-	if _, err := EKCertificateKey(spki(asn1.ObjectIdentifier{1, 2, 3})); err == nil {
-		t.Error("an unknown algorithm was accepted")
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/swtpmtest"
@@ -331,4 +332,88 @@ func TestClosed(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
+}
+
+// measuring is a TPM on a machine where IMA measures a program right after each of the next n
+// reads of a PCR.
+type measuring struct {
+	transport.TPMCloser
+	n int
+}
+
+func (m *measuring) Send(command []byte) ([]byte, error) {
+	response, err := m.TPMCloser.Send(command)
+	if err == nil && m.n > 0 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCPCRRead {
+		m.n--
+		_, err = tpm2.PCREvent{PCRHandle: tpm2.AuthHandle{Handle: 10, Auth: tpm2.PasswordAuth(nil)}, EventData: tpm2.TPM2BEvent{Buffer: []byte{1}}}.Execute(m.TPMCloser)
+	}
+	return response, err
+}
+
+func TestPCRsThatChangeWhileQuoting(t *testing.T) {
+	d := open(t, swtpmtest.New(t).Path)
+	key := newKey(t, d, 1)
+	hello, err := d.Hello(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := challenge(t, hello, make([]byte, tpm.SecretSize))
+	c.PCRs = []int{10}
+	m := &measuring{d.tpm, 3}
+	d.tpm = m
+	e, err := d.Answer(key, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](e.Quote)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := a.Attested.Quote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := sha256.Sum256(e.PCRValues[10]); m.n != 0 || !bytes.Equal(q.PCRDigest.Buffer, want[:]) {
+		t.Error("the values are not the quoted ones")
+	}
+	m.n = 1 << 30
+	if _, err := d.Answer(key, c); err == nil || !strings.Contains(err.Error(), "changed 10 times") {
+		t.Errorf("PCRs that never rest: %v", err)
+	}
+	m.n = 0
+	noHandles(t, d, "PCRs that never rest")
+}
+
+func BenchmarkSign(b *testing.B) {
+	d, key := benchDevice(b)
+	defer d.Close()
+	digest := sha256.Sum256([]byte("x"))
+	for b.Loop() {
+		if _, err := key.Sign(nil, digest[:], crypto.SHA256); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNewKey(b *testing.B) {
+	d, _ := benchDevice(b)
+	defer d.Close()
+	for b.Loop() {
+		if _, err := d.NewKey([32]byte{7}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchDevice(b *testing.B) (*Device, *Key) {
+	b.Helper()
+	d, err := Open(b.Context(), swtpmtest.New(b).Path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	key, err := d.NewKey([32]byte{1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return d, key
 }

@@ -3,15 +3,12 @@
 package device
 
 import (
-	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-
-	"github.com/assay-id/assay/tpm"
 )
 
 // ekProfiles are the endorsement keys that we can use, in order of preference: NV index of the
@@ -28,7 +25,8 @@ var ekProfiles = [...]struct {
 const nvChunk = 512
 
 // findEK takes the first endorsement key that has a certificate, else the RSA one without:
-// the one whose hash inventories list.
+// the one whose hash inventories list. Whether the certificate is for that key is for the
+// server to judge.
 func (d *Device) findEK() error {
 	for _, p := range ekProfiles {
 		cert, err := d.readCertificate(p.nv)
@@ -40,17 +38,6 @@ func (d *Device) findEK() error {
 		}
 		if d.ek, err = d.newObject(*p.template); err != nil {
 			return fmt.Errorf("making the endorsement key: %w", err)
-		}
-		public, err := publicKey(d.ek.public)
-		if err != nil {
-			return fmt.Errorf("reading the endorsement key: %w", err)
-		}
-		certified, err := tpm.EKCertificateKey(cert)
-		if err != nil {
-			return fmt.Errorf("the EK certificate in NV 0x%08x: %w", uint32(p.nv), err)
-		}
-		if k, ok := public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
-			return fmt.Errorf("the EK certificate in NV 0x%08x is for another key than the TPM's default EK; put the EK's hash into the server's inventory and remove that certificate", uint32(p.nv))
 		}
 		d.ekCertificates = [][]byte{cert.Raw}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -392,5 +393,30 @@ func decodeAll(t *testing.T, data []byte) (out []*x509.Certificate) {
 			t.Fatal(err)
 		}
 		out = append(out, c)
+	}
+}
+
+func TestCertificateKeyReadsOAEP(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der := x509.MarshalPKCS1PublicKey(&key.PublicKey)
+	spki := func(oid asn1.ObjectIdentifier) *x509.Certificate {
+		raw, err := asn1.Marshal(struct {
+			Algorithm pkix.AlgorithmIdentifier
+			Key       asn1.BitString
+		}{pkix.AlgorithmIdentifier{Algorithm: oid}, asn1.BitString{Bytes: der, BitLength: 8 * len(der)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &x509.Certificate{RawSubjectPublicKeyInfo: raw}
+	}
+	got, err := certificateKey(spki(oidRSAESOAEP))
+	if err != nil || !key.PublicKey.Equal(got) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := certificateKey(spki(asn1.ObjectIdentifier{1, 2, 3})); err == nil {
+		t.Error("an unknown algorithm was accepted")
 	}
 }

@@ -23,6 +23,8 @@ var (
 	oidTPMManufacturer = asn1.ObjectIdentifier{2, 23, 133, 2, 1}
 	oidTPMModel        = asn1.ObjectIdentifier{2, 23, 133, 2, 2}
 	oidTPMVersion      = asn1.ObjectIdentifier{2, 23, 133, 2, 3}
+	// oidRSAESOAEP marks an RSA key as fit for OAEP only (RFC 4055, 4.1).
+	oidRSAESOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 )
 
 // maxNameText bounds a text of the subject alternative name, in bytes.
@@ -134,4 +136,26 @@ func ekHash(public crypto.PublicKey) (selectors.Digest, error) {
 		return selectors.Digest{}, err
 	}
 	return sha256.Sum256(spki), nil
+}
+
+// certificateKey returns the public key of an EK certificate. Some makers mark it
+// RSAES-OAEP, which crypto/x509 does not read.
+func certificateKey(cert *x509.Certificate) (crypto.PublicKey, error) {
+	if cert.PublicKey != nil {
+		return cert.PublicKey, nil
+	}
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if rest, err := asn1.Unmarshal(cert.RawSubjectPublicKeyInfo, &spki); err != nil {
+		return nil, fmt.Errorf("reading the key of an EK certificate: %w", err)
+	} else if len(rest) != 0 || !spki.Algorithm.Algorithm.Equal(oidRSAESOAEP) {
+		return nil, errors.New("reading the key of an EK certificate: its algorithm is not known")
+	}
+	key, err := x509.ParsePKCS1PublicKey(spki.Key.RightAlign())
+	if err != nil {
+		return nil, fmt.Errorf("reading the key of an EK certificate: %w", err)
+	}
+	return key, nil
 }

@@ -3,14 +3,13 @@
 package verify
 
 import (
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"crypto/rand"
 
 	"github.com/assay-id/assay/tpm/swtpmtest"
 )

@@ -139,12 +139,12 @@ func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *publicArea, now
 	if err != nil {
 		return refuse(checkEKCert, "the EK certificate is not usable: %v; if you know this machine, add the EK hash %s to the inventory (ek_hashes)", err, hash)
 	}
-	certified, err := tpm.EKCertificateKey(cert)
+	certified, err := certificateKey(cert)
 	if err != nil {
 		return refuse(checkEKCert, "the EK certificate is not usable: %v", err)
 	}
 	if k, ok := ek.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
-		return refuse(checkEKCert, "the EK certificate is for another key than the EK %s: it belongs to another TPM", hash)
+		return refuse(checkEKCert, "the EK certificate is for another key than the EK %s: it belongs to another TPM, or to an EK of this one that is not the TCG default; if you know this machine, add the EK hash to the inventory (ek_hashes)", hash)
 	}
 	err = verifyPath(cert, h.EKCertificates[1:], p, now)
 	var unknown x509.UnknownAuthorityError
