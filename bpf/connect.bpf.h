@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Tier T2: the caller of the agent's socket, without trampolines. Minimum kernel 6.7.
+ * Tier T2: the caller of the agent's socket, without trampolines. Minimum kernel: the hooks
+ * are there since 6.7, but task storage is refused to them in 6.12; seen to work in 6.18.
  *
  * Hooks, both at the root cgroup:
  *   cgroup/connect_unix      runs in the client before its connect() is carried out
@@ -75,23 +76,6 @@ static long count_held(__u32 block, struct walk *w)
 	return 0;
 }
 
-static __always_inline __s32 file_references(struct file *f)
-{
-	struct file___6_12 *old = (void *)f;
-	if (bpf_core_field_exists(f->f_ref))
-		return BPF_CORE_READ(f, f_ref.refcnt.counter) + 1;
-	return BPF_CORE_READ(old, f_count.counter);
-}
-
-static __always_inline int in_flight(struct sock *sk)
-{
-	struct unix_sock *u = (void *)sk;
-	struct unix_sock___6_9 *old = (void *)sk;
-	if (bpf_core_field_exists(u->vertex))
-		return BPF_CORE_READ(u, vertex) != 0;
-	return BPF_CORE_READ(old, inflight.counter) != 0;
-}
-
 /* Which image the recorded process runs now, and how many of its descriptors are the file. */
 static __always_inline void look_at_owner(struct binding *b, struct file *f)
 {
@@ -155,8 +139,8 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 	if (!socket || !f)
 		b->state |= CLOSED;
 	else
-		b->references = file_references(f);
-	if (in_flight(peer))
+		b->references = BPF_CORE_READ(f, f_ref.refcnt.counter) + 1;
+	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;
 	look_at_owner(b, f);
 	return 1;

@@ -9,7 +9,7 @@
 //	exec       ──▶ events    (ring buffer)    ◀── Events
 //
 // The tier (selectors.Tier) is the set of hooks that this kernel lets us load and that were
-// seen to work: T1 by BPF LSM, T2 by cgroup programs. The layouts are drawn in wire.h.
+// seen to work: T1 by the kernel's security hooks, T2 by cgroup programs. The layouts are drawn in wire.h.
 //
 // Everything is pinned: programs and records outlive the agent, and the next agent goes on
 // with them when it was built with the same object, else it starts anew.

@@ -3,7 +3,7 @@
  * Hook:   tp_btf/sched_process_exec (5.5); runs in the new image, after the point of no
  *         return, with the new credentials, when the caller is its group's only thread
  * State:  image A, execve → image B with A pushed as ancestors[0]
- * Also:   tp_btf/sched_prepare_exec (6.10) or lsm/bprm_creds_for_exec (T1): execve from a
+ * Also:   tp_btf/sched_prepare_exec (6.10) or fentry/security_bprm_creds_for_exec: execve from a
  *         thread that is not the leader makes that thread the leader, and storage sits on
  *         the thread, so the leader's record is copied to it first.
  * Events: one exec_event without waking the reader, who polls.
@@ -113,7 +113,7 @@ int BPF_PROG(on_prepare_exec, struct task_struct *t, struct linux_binprm *bprm)
 	return 0;
 }
 
-SEC("lsm/bprm_creds_for_exec")
+SEC("fentry/security_bprm_creds_for_exec")
 int BPF_PROG(on_creds_for_exec, struct linux_binprm *bprm)
 {
 	carry_to_thread(bpf_get_current_task_btf());

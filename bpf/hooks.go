@@ -38,16 +38,25 @@ var (
 	lineagePrograms = []string{"on_fork", "on_exec"}
 	// Either serves, and without both an execve from a thread loses its lineage, visibly.
 	threadExecPrograms = []string{"on_prepare_exec", "on_creds_for_exec"}
-	tierPrograms       = map[selectors.Tier][]string{
-		selectors.TierT1: {"on_unix_connect", "on_sendmsg", "on_recvmsg", "on_file_receive"},
-		selectors.TierT2: {"on_connect", "on_getsockname"},
-	}
 )
 
 const (
 	seedProgram   = "seed"
 	spliceProgram = "on_splice" // T1, and not vital: it is not a documented kernel function
 )
+
+// door is a set of programs that together tell who connects, and hold a tier.
+type door struct {
+	tier     selectors.Tier
+	programs []string
+}
+
+// doors, strongest first.
+var doors = []door{
+	{selectors.TierT1, []string{"on_unix_connect", "on_sendmsg", "on_recvmsg", "on_file_receive"}},
+	{selectors.TierT1, []string{"see_unix_connect", "see_sendmsg", "see_recvmsg", "see_file_receive"}},
+	{selectors.TierT2, []string{"on_connect", "on_getsockname"}},
+}
 
 func mapPin(dir, name string) string  { return filepath.Join(dir, "map_"+name) }
 func linkPin(dir, name string) string { return filepath.Join(dir, "link_"+name) }

@@ -60,9 +60,6 @@ struct file {
 	struct inode *f_inode;
 	file_ref_t f_ref; /* 6.13 */
 };
-struct file___6_12 {
-	atomic_long_t f_count;
-};
 
 struct fdtable {
 	unsigned int max_fds;
@@ -117,9 +114,6 @@ struct unix_sock {
 	struct sock sk;
 	struct sock *peer;
 	struct unix_vertex *vertex; /* 6.10 */
-};
-struct unix_sock___6_9 {
-	atomic_long_t inflight;
 };
 struct msghdr;
 

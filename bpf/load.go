@@ -114,7 +114,7 @@ func (s *Sensor) checkTier(least selectors.Tier) error {
 	}
 	return &problem{kind: ErrTier, sentence: fmt.Sprintf(
 		"this kernel gives evidence of tier %s but the configuration demands %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or lower the minimum tier",
-		s.tier, least, s.firstRefusal(tierPrograms[selectors.TierT1]))}
+		s.tier, least, s.firstRefusal(doors[0].programs))}
 }
 
 // lockDir keeps other agents away from the pins while the file is open.
@@ -152,10 +152,10 @@ func (s *Sensor) startAnew(least selectors.Tier) error {
 	if err := s.seed(); err != nil {
 		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not list its processes to the sensor (" + s.section(seedProgram) + ": " + reason(err) + "): use a kernel ≥ 5.11"}
 	}
-	if err := s.chooseTier(); err != nil {
+	if err := s.chooseDoor(); err != nil {
 		return err
 	}
-	s.noteTheRest("not tried, because another hook of its tier is refused")
+	s.noteTheRest("not tried, because another hook that it needs is refused")
 	if err := s.checkTier(least); err != nil {
 		return err
 	}
@@ -198,32 +198,39 @@ func (s *Sensor) attachThreadExec() {
 	s.log.Warn("execve from a thread will lose its lineage", "because", s.firstRefusal(threadExecPrograms))
 }
 
-// chooseTier takes the strongest tier whose hooks attach and are seen to work.
-func (s *Sensor) chooseTier() error {
-	for _, tier := range []selectors.Tier{selectors.TierT1, selectors.TierT2} {
-		names := tierPrograms[tier]
-		if s.attachAll(names) != nil {
+// chooseDoor takes the first door whose hooks attach and are seen to work.
+func (s *Sensor) chooseDoor() error {
+	for _, d := range doors {
+		if s.attachAll(d.programs) != nil {
 			continue
 		}
-		s.tier = tier
+		s.tier = d.tier
 		err := s.prove()
 		if err == nil {
-			if tier == selectors.TierT1 && s.attach(spliceProgram) != nil {
-				s.log.Warn("splice(2) from a passed socket will go unseen", "because", s.firstRefusal([]string{spliceProgram}))
-			}
+			s.attachSplice()
 			return nil
 		}
 		s.tier = selectors.TierNone
-		if err := s.detach(names); err != nil {
+		if err := s.detach(d.programs); err != nil {
 			return fmt.Errorf("detaching hooks that do not work: %w", err)
 		}
-		for _, name := range names {
+		for _, name := range d.programs {
 			s.note(name, HookUnavailable, "attached, but did not work: "+err.Error())
 		}
 	}
+	var refusals []string
+	for _, d := range doors {
+		refusals = append(refusals, s.firstRefusal(d.programs))
+	}
 	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
-		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.7 with CONFIG_CGROUP_BPF (%s; %s)",
-		runningLSMs(), s.firstRefusal(tierPrograms[selectors.TierT1]), s.firstRefusal(tierPrograms[selectors.TierT2]))}
+		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.18 with CONFIG_CGROUP_BPF (%s)",
+		runningLSMs(), strings.Join(refusals, "; "))}
+}
+
+func (s *Sensor) attachSplice() {
+	if s.tier == selectors.TierT1 && s.attach(spliceProgram) != nil {
+		s.log.Warn("splice(2) from a passed socket will go unseen", "because", s.firstRefusal([]string{spliceProgram}))
+	}
 }
 
 func runningLSMs() string {

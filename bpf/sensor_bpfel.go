@@ -36,6 +36,10 @@ const (
 	sensorProgOnSendmsg      = "on_sendmsg"
 	sensorProgOnSplice       = "on_splice"
 	sensorProgOnUnixConnect  = "on_unix_connect"
+	sensorProgSeeFileReceive = "see_file_receive"
+	sensorProgSeeRecvmsg     = "see_recvmsg"
+	sensorProgSeeSendmsg     = "see_sendmsg"
+	sensorProgSeeUnixConnect = "see_unix_connect"
 	sensorProgSeed           = "seed"
 )
 
@@ -92,6 +96,10 @@ type sensorProgramSpecs struct {
 	OnSendmsg      *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
 	OnSplice       *ebpf.ProgramSpec `ebpf:"on_splice"`
 	OnUnixConnect  *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
+	SeeFileReceive *ebpf.ProgramSpec `ebpf:"see_file_receive"`
+	SeeRecvmsg     *ebpf.ProgramSpec `ebpf:"see_recvmsg"`
+	SeeSendmsg     *ebpf.ProgramSpec `ebpf:"see_sendmsg"`
+	SeeUnixConnect *ebpf.ProgramSpec `ebpf:"see_unix_connect"`
 	Seed           *ebpf.ProgramSpec `ebpf:"seed"`
 }
 
@@ -182,6 +190,10 @@ type sensorPrograms struct {
 	OnSendmsg      *ebpf.Program `ebpf:"on_sendmsg"`
 	OnSplice       *ebpf.Program `ebpf:"on_splice"`
 	OnUnixConnect  *ebpf.Program `ebpf:"on_unix_connect"`
+	SeeFileReceive *ebpf.Program `ebpf:"see_file_receive"`
+	SeeRecvmsg     *ebpf.Program `ebpf:"see_recvmsg"`
+	SeeSendmsg     *ebpf.Program `ebpf:"see_sendmsg"`
+	SeeUnixConnect *ebpf.Program `ebpf:"see_unix_connect"`
 	Seed           *ebpf.Program `ebpf:"seed"`
 }
 
@@ -198,6 +210,10 @@ func (p *sensorPrograms) Close() error {
 		p.OnSendmsg,
 		p.OnSplice,
 		p.OnUnixConnect,
+		p.SeeFileReceive,
+		p.SeeRecvmsg,
+		p.SeeSendmsg,
+		p.SeeUnixConnect,
 		p.Seed,
 	)
 }

@@ -180,7 +180,7 @@ func testExecInPlace(t *testing.T, s *Sensor, role string) {
 	task := mustTask(t, s, p.pidfd)
 	if task.Flags.Has(LineageUnknown) {
 		for _, h := range s.Hooks() {
-			if role == "thread-exec" && h.Name == "tp_btf/sched_prepare_exec" && h.State != HookOn && s.Tier() != selectors.TierT1 {
+			if role == "thread-exec" && h.Name == s.section("on_creds_for_exec") && h.State == HookUnavailable {
 				return // no hook for it here, and the record says so
 			}
 		}

@@ -40,55 +40,85 @@ func (s *Sensor) takeOver() (why string, err error) {
 }
 
 func (s *Sensor) takeOverLinks() error {
-	for _, name := range slices.Concat(lineagePrograms, tierPrograms[s.tier]) {
-		l, err := link.LoadPinnedLink(linkPin(s.dir, name), nil)
-		if err != nil {
-			return err
-		}
-		s.links[name] = l
-		s.note(name, HookOn, "")
+	if err := s.openLinks(lineagePrograms); err != nil {
+		return err
 	}
-	for _, name := range slices.Concat(threadExecPrograms, []string{spliceProgram}) {
-		l, err := link.LoadPinnedLink(linkPin(s.dir, name), nil)
-		if err == nil {
-			s.links[name] = l
-			s.note(name, HookOn, "")
+	var err error
+	for _, d := range doors {
+		if d.tier != s.tier {
+			continue
 		}
+		if err = s.openLinks(d.programs); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range append([]string{spliceProgram}, threadExecPrograms...) {
+		_ = s.openLinks([]string{name}) // optional
 	}
 	s.noteTheRest("refused when the sensor was first attached")
 	return nil
 }
 
-// noteTheRest completes the list of hooks with those that are not attached.
-func (s *Sensor) noteTheRest(why string) {
-	missing := func(names []string, state HookState, detail string) {
-		for _, name := range names {
-			if s.links[name] == nil && !s.noted(name) {
-				s.note(name, state, detail)
+// openLinks opens all of the named pins or none.
+func (s *Sensor) openLinks(names []string) error {
+	for i, name := range names {
+		l, err := link.LoadPinnedLink(linkPin(s.dir, name), nil)
+		if err != nil {
+			for _, name := range names[:i] {
+				s.links[name].Close()
+				delete(s.links, name)
 			}
+			return err
+		}
+		s.links[name] = l
+	}
+	for _, name := range names {
+		s.note(name, HookOn, "")
+	}
+	return nil
+}
+
+// noteTheRest completes the list of hooks with those that are not attached: what comes
+// behind a set that works is not needed, what comes before it was refused.
+func (s *Sensor) noteTheRest(why string) {
+	sets := [][]string{{spliceProgram}}
+	for _, d := range doors {
+		sets = append(sets, d.programs)
+	}
+	s.noteSets(sets[1:], why)
+	s.noteSets([][]string{threadExecPrograms[:1], threadExecPrograms[1:]}, why)
+	if s.tier == selectors.TierT1 {
+		s.noteSets(sets[:1], why)
+	} else {
+		s.noteMissing(sets[0], HookOff, "not needed at tier t2")
+	}
+}
+
+func (s *Sensor) noteSets(sets [][]string, why string) {
+	var works string
+	for _, set := range sets {
+		switch {
+		case s.links[set[0]] != nil:
+			works = s.section(set[0])
+		case works != "":
+			s.noteMissing(set, HookOff, "not needed beside "+works)
+		default:
+			s.noteMissing(set, HookUnavailable, why)
 		}
 	}
-	missing([]string{spliceProgram}, HookUnavailable, why)
-	if s.tier == selectors.TierT1 {
-		missing(tierPrograms[selectors.TierT2], HookOff, "not needed at tier t1")
-	} else {
-		missing(tierPrograms[selectors.TierT1], HookUnavailable, why)
-	}
-	for i, name := range threadExecPrograms {
-		other := threadExecPrograms[1-i]
-		if s.links[other] != nil {
-			missing([]string{name}, HookOff, "not needed beside "+s.section(other))
-		} else {
-			missing([]string{name}, HookUnavailable, why)
+}
+
+func (s *Sensor) noteMissing(names []string, state HookState, detail string) {
+	for _, name := range names {
+		if s.links[name] == nil && !s.noted(name) {
+			s.note(name, state, detail)
 		}
 	}
 }
 
 func (s *Sensor) noted(name string) bool {
-	for _, h := range s.hooks {
-		if h.Name == s.section(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.hooks, func(h Hook) bool { return h.Name == s.section(name) })
 }

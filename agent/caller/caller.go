@@ -135,7 +135,7 @@ func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 		return refuse(HandedOver, "process %d used or received the caller's socket", b.HandedTGID), false
 	}
 	if b.Tier != selectors.TierT2 {
-		return nil, false // T1 refuses other users in the kernel
+		return nil, false // T1 marks other users in the kernel
 	}
 	h := b.Holder
 	switch {
