@@ -58,7 +58,7 @@ func (d *Device) create(o *object) (loaded, error) {
 	}
 	l := loaded{o, r.ObjectHandle}
 	if o.public != nil && !bytes.Equal(o.public, r.OutPublic.Bytes()) {
-		return loaded{}, errors.Join(errors.New("the TPM now makes another key from the same template; its endorsement seed was changed, so attest again"), d.flush(l))
+		return loaded{}, errors.Join(errors.New("the TPM now makes another key from the same template; its endorsement seed was changed, so restart the agent to attest anew"), d.flush(l))
 	}
 	saved, err := tpm2.ContextSave{SaveHandle: r.ObjectHandle}.Execute(d.tpm)
 	if err != nil {
