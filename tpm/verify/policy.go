@@ -53,7 +53,7 @@ func LoadPolicy(caPath string, ekHashes []string) (*Policy, error) {
 	for _, text := range ekHashes {
 		b, err := hex.DecodeString(text)
 		if err != nil || len(b) != len(selectors.Digest{}) {
-			return nil, fmt.Errorf("ek_hashes: %q is not a SHA-256 in 64 hexadecimal digits; `assay-agent` prints it for its TPM, as does a refused attestation", text)
+			return nil, fmt.Errorf("ek_hashes: %q is not a SHA-256 in 64 hexadecimal digits; a refused attestation names the hash of its TPM", text)
 		}
 		p.AllowedEKs[selectors.Digest(b)] = true
 	}
