@@ -63,7 +63,7 @@ func MemberMain(args []string) int {
 // RunMember runs one etcd member until the context or the life line ends. It may end the
 // process: etcd does so when a write to its disk fails.
 func RunMember(ctx context.Context, cfg MemberConfig) error {
-	log := slog.New(slog.NewJSONHandler(cfg.Log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewJSONHandler(cfg.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	err := runMember(ctx, cfg, log)
 	if err != nil {
 		log.Error("the store's member can not run", "error", err.Error()) // the parent reads it here
@@ -185,13 +185,8 @@ func (z *zapToSlog) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 
 func slogLevel(l zapcore.Level) slog.Level {
-	switch {
-	case l >= zapcore.ErrorLevel:
+	if l >= zapcore.ErrorLevel {
 		return slog.LevelError
-	case l == zapcore.WarnLevel:
-		return slog.LevelWarn
-	case l == zapcore.InfoLevel:
-		return slog.LevelInfo
 	}
-	return slog.LevelDebug
+	return slog.LevelDebug // etcd warns of much in its ordinary life
 }
