@@ -161,7 +161,7 @@ func (s *Sensor) Events(ctx context.Context, handle func(Event)) error {
 	var rec ringbuf.Record
 	for ctx.Err() == nil {
 		r.SetDeadline(time.Now().Add(eventInterval))
-		for {
+		for ctx.Err() == nil {
 			err := r.ReadInto(&rec)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
