@@ -56,9 +56,12 @@ func run(args []string) error {
 func call(ctx context.Context, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	if _, err := workloadapi.FetchX509SVID(ctx); err != nil { // a source would wait for one
+		return fmt.Errorf("no identity: %w", err)
+	}
 	source, err := workloadapi.NewX509Source(ctx)
 	if err != nil {
-		return fmt.Errorf("no identity: %w", err)
+		return err
 	}
 	defer source.Close()
 	svid, err := source.GetX509SVID()
