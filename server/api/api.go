@@ -49,7 +49,7 @@ type Entries interface {
 	List(f entries.Filter, pageSize int, token string) ([]*selectors.Entry, string, error)
 	Count(f entries.Filter) int
 	Authorized(agent spiffeid.ID, node selectors.Set) []*selectors.Entry
-	AuthorizedLookup(agent spiffeid.ID, node selectors.Set) func(id string) *selectors.Entry
+	AuthorizedEntry(agent spiffeid.ID, node selectors.Set, id string) *selectors.Entry
 	Subscribe(agent spiffeid.ID, node func() selectors.Set) *entries.Feed
 }
 

@@ -141,7 +141,7 @@ func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVID
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "malformed facts: %v", err)
 	}
-	e := s.cfg.Entries.AuthorizedLookup(agent, s.nodeSelectors(agent))(req.EntryId)
+	e := s.cfg.Entries.AuthorizedEntry(agent, s.nodeSelectors(agent), req.EntryId)
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found or not authorized")
 	}

@@ -38,7 +38,8 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 		return nil, status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, maxBatch)
 	}
 	agent := callerOf(ctx).id
-	lookup := s.cfg.Entries.AuthorizedLookup(agent, s.nodeSelectors(agent))
+	node := s.nodeSelectors(agent)
+	lookup := func(id string) *selectors.Entry { return s.cfg.Entries.AuthorizedEntry(agent, node, id) }
 	refusal := s.withoutEvidence(agent)
 	resp := &svidv1.BatchNewX509SVIDResponse{}
 	for _, p := range req.Params {

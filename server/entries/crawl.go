@@ -58,19 +58,37 @@ func (r *Registry) Authorized(agent spiffeid.ID, node selectors.Set) []*selector
 	return set.inOrder()
 }
 
-// AuthorizedEntry returns the entry with the given id if the agent may hold it, or nil.
+// AuthorizedEntry returns the entry with the given id if the agent may hold it, or nil. It is
+// Authorized for one entry, walked the other way: from the entry up to the agent.
 func (r *Registry) AuthorizedEntry(agent spiffeid.ID, node selectors.Set, id string) *selectors.Entry {
-	return r.AuthorizedLookup(agent, node)(id)
-}
-
-// AuthorizedLookup is AuthorizedEntry for many ids: it crawls once.
-func (r *Registry) AuthorizedLookup(agent spiffeid.ID, node selectors.Set) func(id string) *selectors.Entry {
-	byID := map[string]*selectors.Entry{}
+	server, err := spiffeid.FromPath(agent.TrustDomain(), "/spire/server")
+	if err != nil {
+		return nil
+	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	found, _ := r.replica.crawl(agent, node)
-	for _, rec := range found {
-		byID[rec.entry.ID] = rec.entry
+	rec := r.replica.byID[id]
+	if rec == nil || rec.entry.ParentID == server {
+		return nil // an alias is not an identity
 	}
-	return func(id string) *selectors.Entry { return byID[id] }
+	seen := map[spiffeid.ID]bool{server: true, rec.entry.ParentID: true}
+	queue := []spiffeid.ID{rec.entry.ParentID}
+	for len(queue) > 0 {
+		parent := queue[0]
+		queue = queue[1:]
+		if parent == agent {
+			return rec.entry
+		}
+		for above := range r.replica.bySPIFFEID[parent] {
+			e := above.entry
+			if set := e.SelectorSet(); e.ParentID == server && len(set) > 0 && set.SubsetOf(node) {
+				return rec.entry
+			}
+			if !seen[e.ParentID] {
+				seen[e.ParentID] = true
+				queue = append(queue, e.ParentID)
+			}
+		}
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -251,6 +252,36 @@ func TestAuthorized(t *testing.T) {
 	}
 	if got := paths(r.Authorized(id("/agent/1"), nil)); !slices.Equal(got, []string{"/a", "/a", "/b"}) {
 		t.Errorf("without node selectors: %v", got)
+	}
+}
+
+// TestAuthorizedBothWays: walking down from the agent and up from the entry agree.
+func TestAuthorizedBothWays(t *testing.T) {
+	r := open(t, storetest.Open(t))
+	rng := rand.New(rand.NewPCG(1, 2))
+	places := []string{"/agent", "/spire/server", "/a", "/b", "/c", "/d", "/e", "/f"}
+	var es []*selectors.Entry
+	for i := range 60 {
+		es = append(es, entry(places[rng.IntN(len(places))], places[2+rng.IntN(6)], fmt.Sprintf("s:%d", rng.IntN(3)), fmt.Sprintf("u:%d", i)))
+		es[i].Selectors = es[i].Selectors[:1+rng.IntN(2)]
+	}
+	all := r.Create(t.Context(), es)
+	for _, node := range []selectors.Set{nil, entry("/x", "/x", "s:0").SelectorSet(), entry("/x", "/x", "s:0", "s:1", "s:2").SelectorSet()} {
+		allowed := map[string]bool{}
+		for _, e := range r.Authorized(id("/agent"), node) {
+			allowed[e.ID] = true
+		}
+		if len(allowed) == 0 {
+			t.Fatal("nothing is authorised: the test tests nothing")
+		}
+		for _, res := range all {
+			if res.Entry != nil && (r.AuthorizedEntry(id("/agent"), node, res.Entry.ID) != nil) != allowed[res.Entry.ID] {
+				t.Errorf("%s under %s with node %v: allowed %t downwards", res.Entry.SPIFFEID, res.Entry.ParentID, node, allowed[res.Entry.ID])
+			}
+		}
+	}
+	if r.AuthorizedEntry(id("/agent"), nil, "none") != nil {
+		t.Error("an unknown entry is authorised")
 	}
 }
 

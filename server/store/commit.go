@@ -80,10 +80,8 @@ func (s *Store) admit(txn *Txn) error {
 	if n := len(txn.Puts) + len(txn.Deletes); n > MaxOps {
 		return fmt.Errorf("transaction of %d operations: the most is %d", n, MaxOps)
 	}
-	if s.member != nil {
-		if why := s.member.down(); why != "" {
-			return fmt.Errorf("%w: %s", ErrUnavailable, why)
-		}
+	if err := s.trouble(); err != nil {
+		return err
 	}
 	if s.disk == nil || txn.Essential || len(txn.Deletes) > 0 {
 		return nil

@@ -250,11 +250,11 @@ func (s *Store) Health() Health {
 	h := Health{Age: s.Age()}
 	s.mu.Lock()
 	h.Revision = s.revision
-	err := s.lastErr
 	s.mu.Unlock()
+	err := s.trouble()
 	h.Ready = err == nil
 	if err != nil {
-		h.Reason = s.unavailable(err).Error()
+		h.Reason = err.Error()
 	}
 	if s.member != nil {
 		h.Restarts = s.member.restarts()
@@ -269,12 +269,26 @@ func (s *Store) Health() Health {
 	return h
 }
 
+// trouble returns why a write would fail now, or nil.
+func (s *Store) trouble() error {
+	s.mu.Lock()
+	err := s.lastErr
+	s.mu.Unlock()
+	if err != nil || s.member != nil && s.member.down() != "" {
+		return s.unavailable(err)
+	}
+	return nil
+}
+
 // unavailable turns a failed call into ErrUnavailable with the best reason known.
 func (s *Store) unavailable(err error) error {
 	if s.member != nil {
 		if why := s.member.down(); why != "" {
 			return fmt.Errorf("%w: %s", ErrUnavailable, why)
 		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: no answer for %s; it is overloaded, stopped or cut off: %w", ErrUnavailable, s.Age().Round(time.Second), err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,7 +21,19 @@ import (
 	"github.com/assay-id/assay/server/storetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
+// parentDir makes the test binary a server that only holds a store open.
+const parentDir = "ASSAY_STORE_TEST_PARENT"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(parentDir); dir != "" && len(os.Args) == 1 {
+		if _, err := store.Open(context.Background(), store.Config{Dir: dir}); err != nil {
+			panic(err)
+		}
+		fmt.Println("open")
+		select {}
+	}
+	os.Exit(storetest.Main(m))
+}
 
 func put(t *testing.T, s *store.Store, key, value string) int64 {
 	t.Helper()
@@ -141,6 +154,81 @@ func TestOneServerPerFolder(t *testing.T) {
 	_, err := store.Open(t.Context(), store.Config{Dir: dir})
 	if err == nil || !strings.Contains(err.Error(), "in use by another assay-server") {
 		t.Errorf("second Open = %v", err)
+	}
+}
+
+// TestNoOrphan: the member ends with its parent, however that ends.
+func TestNoOrphan(t *testing.T) {
+	dir := t.TempDir()
+	parent := exec.Command(os.Args[0])
+	parent.Env = append(os.Environ(), parentDir+"="+dir)
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait()
+	waitFor(t, "the orphan's end", func() bool {
+		cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		return !slices.ContainsFunc(cmds, func(f string) bool {
+			cmd, _ := os.ReadFile(f)
+			return bytes.Contains(cmd, []byte(store.MemberCommand)) && bytes.Contains(cmd, []byte(dir))
+		})
+	})
+	put(t, storetest.OpenDir(t, dir), "e/1", "the folder is free again")
+}
+
+// TestMemberHangs: reads and writes are refused with a reason, and go on when it wakes.
+func TestMemberHangs(t *testing.T) {
+	s := storetest.Open(t)
+	pid := memberPID(t)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(pid, syscall.SIGCONT)
+	waitFor(t, "the hang to be noticed", func() bool { return !s.Health().Ready })
+	began := time.Now()
+	_, err := s.Commit(t.Context(), store.Txn{Puts: []store.KV{{Key: "e/1"}}})
+	if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "no answer for") || time.Since(began) > time.Second {
+		t.Errorf("Commit = %v after %v; want a refusal at once", err, time.Since(began))
+	}
+	if s.Age() < time.Second {
+		t.Errorf("Age = %v", s.Age())
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "recovery", func() bool { return s.Health().Ready })
+	put(t, s, "e/1", "x")
+}
+
+// TestEndpoints: an etcd that is already there, shared under a prefix of its own.
+func TestEndpoints(t *testing.T) {
+	dir := t.TempDir()
+	ours := storetest.OpenDir(t, dir)
+	put(t, ours, "e/1", "ours")
+	theirs, err := store.Open(t.Context(), store.Config{Endpoints: []string{"unix://" + filepath.Join(dir, "run", "client.sock")}, Prefix: "other/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	if kvs, _, err := theirs.Snapshot(t.Context(), ""); err != nil || len(kvs) != 0 {
+		t.Errorf("another prefix shows %v, %v", kvs, err)
+	}
+	put(t, theirs, "e/1", "theirs")
+	if kvs, _, err := ours.Snapshot(t.Context(), "e/"); err != nil || len(kvs) != 1 || string(kvs[0].Value) != "ours" {
+		t.Errorf("our prefix shows %v, %v", kvs, err)
+	}
+	if h := theirs.Health(); !h.Ready || h.MinFreeBytes != 0 {
+		t.Errorf("Health = %+v", h)
 	}
 }
 

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"testing"
+
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/protobuf/proto"
+
+	evidencev1 "github.com/assay-id/assay/proto/evidence"
+	"github.com/assay-id/assay/selectors"
+)
+
+func seed(f *testing.F, m proto.Message) {
+	f.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+}
+
+// FuzzFacts: what an agent sends never panics, and without a tier or an exec id it proves nothing.
+func FuzzFacts(f *testing.F) {
+	f.Add([]byte{})
+	seed(f, &evidencev1.Facts{Process: &evidencev1.ProcessKey{ExecId: 1}, Tier: evidencev1.Tier_TIER_T2, Credentials: &evidencev1.Credentials{Uid: 1},
+		Executable: &evidencev1.Executable{Path: "/bin/x", Sha256: make([]byte, 32)}, Ancestors: []*evidencev1.Ancestor{{ExecId: 2}}})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var p evidencev1.Facts
+		if proto.Unmarshal(data, &p) != nil {
+			return
+		}
+		facts, err := factsFromProto(&p)
+		if err != nil {
+			return
+		}
+		set := selectors.Derive(facts)
+		if (p.Tier < evidencev1.Tier_TIER_T3 || p.Tier > evidencev1.Tier_TIER_T1 || p.Process.ExecId == 0) && len(set) != 0 {
+			t.Errorf("selectors without evidence: %v", set)
+		}
+	})
+}
+
+// FuzzEntry: an entry that is accepted comes back as it was sent.
+func FuzzEntry(f *testing.F) {
+	f.Add([]byte{})
+	seed(f, &types.Entry{Id: "x", ParentId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/p"}, SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/w"},
+		Selectors: []*types.Selector{{Type: "unix", Value: "uid:0"}}, X509SvidTtl: 1, FederatesWith: []string{"other.org"}, DnsNames: []string{"a.example"}, ExpiresAt: 5})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var p types.Entry
+		if proto.Unmarshal(data, &p) != nil {
+			return
+		}
+		e := selectors.Entry{ID: p.Id}
+		if setEntry(&e, &p, allFields) != nil {
+			return
+		}
+		back := entryToProto(&e, nil)
+		if back.X509SvidTtl != p.X509SvidTtl || back.JwtSvidTtl != p.JwtSvidTtl || back.ExpiresAt != p.ExpiresAt || back.Hint != p.Hint ||
+			len(back.Selectors) != len(p.Selectors) || len(back.DnsNames) != len(p.DnsNames) || back.Admin != p.Admin || back.SpiffeId.GetPath() != p.SpiffeId.GetPath() {
+			t.Errorf("sent %v, got back %v", &p, back)
+		}
+	})
+}
