@@ -3,12 +3,17 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -20,6 +25,8 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/assay-id/assay/server/store"
 )
 
 // TestTransport is the handshake that SPIRE's agent relies on (spire-wire T1).
@@ -306,4 +313,69 @@ func TestRestart(t *testing.T) {
 	if err != nil || len(got.Entries) != 1 || got.Entries[0].Id != w.Id {
 		t.Errorf("after a restart: %v, %v", got, err)
 	}
+}
+
+// TestStoreAway: without its store the server signs from memory and says why it can not write.
+func TestStoreAway(t *testing.T) {
+	e := start(t, nil)
+	a := e.newAgent()
+	w := e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/w"), Selectors: sel("unix", "uid:0")})[0]
+	pid := storeMember(t, e.conf.DataDir)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(pid, syscall.SIGCONT)
+	storeHealth := func() healthv1.HealthCheckResponse_ServingStatus {
+		h, err := e.admin.health.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "store"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.Status
+	}
+	waitFor(t, "NOT_SERVING", func() bool { return storeHealth() == healthv1.HealthCheckResponse_NOT_SERVING })
+
+	e.sign(a, w.Id, newKey(t))
+	if got, _ := syncAll(t, a); len(got) != 1 {
+		t.Errorf("%d entries from memory", len(got))
+	}
+	resp, err := e.admin.entry.BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{ParentId: a.id, SpiffeId: sid("/v"), Selectors: sel("unix", "uid:0")}}})
+	if err != nil || codes.Code(resp.Results[0].Status.Code) != codes.Unavailable || !strings.Contains(resp.Results[0].Status.Message, "the store is not available: no answer for") {
+		t.Errorf("create without a store: %v, %v", resp, err)
+	}
+	_, err = e.admin.agent.BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: a.id})
+	wantCode(t, "ban without a store", err, codes.Unavailable)
+	if h, err := e.admin.health.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || h.Status != healthv1.HealthCheckResponse_SERVING {
+		t.Errorf("the server itself: %v, %v", h, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "SERVING", func() bool { return storeHealth() == healthv1.HealthCheckResponse_SERVING })
+	e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/v"), Selectors: sel("unix", "uid:0")})
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 30 s for %s", what)
+		}
+	}
+}
+
+// storeMember finds the member's process by its folder.
+func storeMember(t *testing.T, dataDir string) int {
+	t.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		if cmd, _ := os.ReadFile(f); bytes.Contains(cmd, []byte(store.MemberCommand+"\x00")) && bytes.Contains(cmd, []byte(dataDir)) {
+			pid, err := strconv.Atoi(strings.Split(f, "/")[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatal("no store-member for " + dataDir)
+	return 0
 }

@@ -56,7 +56,7 @@ func (c *CA) rebuild(ctx context.Context) error {
 	}
 	changes := make([]store.Change, 0, len(kvs))
 	for _, kv := range kvs {
-		changes = append(changes, store.Change{Key: kv.Key, Value: kv.Value, Revision: kv.Revision})
+		changes = append(changes, store.Change(kv))
 	}
 	c.show(Bundle{known: map[string]stored{}}, store.Batch{Revision: revision, Changes: changes})
 	return nil

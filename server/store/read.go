@@ -34,12 +34,16 @@ type Batch struct {
 // Snapshot returns all keys with the prefix in ascending order, as of one revision. To follow
 // them from there, Watch after that revision.
 func (s *Store) Snapshot(ctx context.Context, prefix string) ([]KV, int64, error) {
-	// Paging with a limit would make etcd count to the end of the range on every page.
-	head, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
+	if err := s.trouble(); err != nil {
+		return nil, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
+	defer cancel()
+	revision, err := s.present(ctx)
 	if err != nil {
 		return nil, 0, s.unavailable(err)
 	}
-	revision := head.Header.Revision
+	// Paging with a limit would make etcd count to the end of the range on every page.
 	kvs, err := s.stream(ctx, prefix, revision)
 	if status.Code(err) == codes.Unimplemented { // an external etcd before 3.7
 		kvs, err = s.whole(ctx, prefix, revision)
@@ -48,6 +52,22 @@ func (s *Store) Snapshot(ctx context.Context, prefix string) ([]KV, int64, error
 		return nil, 0, s.unavailable(err)
 	}
 	return kvs, revision, nil
+}
+
+const (
+	snapshotTimeout = 2 * time.Minute // of a million keys on a slow disk
+	presentTimeout  = 10 * time.Second
+)
+
+// present returns the store's present revision; it is a linearizable read.
+func (s *Store) present(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, presentTimeout)
+	defer cancel()
+	got, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, err
+	}
+	return got.Header.Revision, nil
 }
 
 func (s *Store) stream(ctx context.Context, prefix string, revision int64) ([]KV, error) {
