@@ -21,7 +21,7 @@ import (
 func Load(path string, into any) error {
 	src, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read configuration: %w; name a file with -config", err)
+		return fmt.Errorf("read configuration: %w; name a file with --config", err)
 	}
 	return Parse(path, src, into)
 }

@@ -169,11 +169,8 @@ func (e *Env) StartServer(ctx context.Context) error {
 		e.ServerAddress = fmt.Sprintf("127.0.0.1:%d", port)
 		e.onClose(func() error { return e.StopServer() })
 	}
-	_, port, _ := net.SplitHostPort(e.ServerAddress)
-	conf := fmt.Sprintf("trust_domain = %q\nbind_address = \"127.0.0.1\"\nbind_port = %s\nsocket_path = %q\ndata_dir = %q\nlog_level = \"debug\"\ntpm {\n  ek_ca_path = %q\n}\njoin_token {}\n%s\n",
-		e.TrustDomain, port, e.ServerSocket, e.path("server/data"), e.opts.EKCA, e.opts.Server)
 	var err error
-	if e.server, err = e.start("assay-server", conf); err != nil {
+	if e.server, err = e.start("assay-server", e.ServerConfig()); err != nil {
 		return err
 	}
 	return e.server.wait(ctx, e.writeBundle)
@@ -214,13 +211,8 @@ func (e *Env) StartAgent(ctx context.Context) error {
 			return err
 		})
 	}
-	conf := fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = %q\ndata_dir = %q\nsocket_path = %q\nadmin_socket_path = %q\npin_dir = %q\n",
-		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("agent/data"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
-	if !strings.Contains(e.opts.Agent, "join_token") {
-		conf += fmt.Sprintf("tpm {\n  device = %q\n}\n", e.opts.TPM)
-	}
 	var err error
-	if e.agent, err = e.start("assay-agent", conf+e.opts.Agent+"\n"); err != nil {
+	if e.agent, err = e.start("assay-agent", e.AgentConfig()); err != nil {
 		return err
 	}
 	return e.agent.wait(ctx, func(ctx context.Context) error {
@@ -235,6 +227,26 @@ func (e *Env) StartAgent(ctx context.Context) error {
 		return nil
 	})
 }
+
+// ServerConfig is the text of the server's configuration file.
+func (e *Env) ServerConfig() string {
+	_, port, _ := net.SplitHostPort(e.ServerAddress)
+	return fmt.Sprintf("trust_domain = %q\nbind_address = \"127.0.0.1\"\nbind_port = %s\nsocket_path = %q\ndata_dir = %q\nlog_level = \"debug\"\ntpm {\n  ek_ca_path = %q\n}\njoin_token {}\n%s\n",
+		e.TrustDomain, port, e.ServerSocket, e.path("server/data"), e.opts.EKCA, e.opts.Server)
+}
+
+// AgentConfig is the text of the agent's configuration file.
+func (e *Env) AgentConfig() string {
+	conf := fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = %q\ndata_dir = %q\nsocket_path = %q\nadmin_socket_path = %q\npin_dir = %q\n",
+		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("agent/data"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
+	if !strings.Contains(e.opts.Agent, "join_token") {
+		conf += fmt.Sprintf("tpm {\n  device = %q\n}\n", e.opts.TPM)
+	}
+	return conf + e.opts.Agent + "\n"
+}
+
+// SetAgent replaces Options.Agent for the next StartAgent.
+func (e *Env) SetAgent(lines string) { e.opts.Agent = lines }
 
 // StopAgent stops the agent; the sensor stays in the kernel.
 func (e *Env) StopAgent() error { return e.agent.stop() }

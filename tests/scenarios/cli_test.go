@@ -24,31 +24,31 @@ func parsePEM(t *testing.T, text []byte) *x509.Certificate {
 }
 
 func TestEntryCommands(t *testing.T) {
-	e := create(t, "/cli", "--selector", "unix:uid:4711", "--hint", "one")
-	if _, err := assay(t, "entry", "create", "--spiffe-id", "spiffe://example.org/cli", "--parent", env.NodeID, "--selector", "unix:uid:4711"); err == nil {
+	e := shared.create(t, "/cli", "--selector", "unix:uid:4711", "--hint", "one")
+	if _, err := shared.assay(t, "entry", "create", "--spiffe-id", "spiffe://example.org/cli", "--parent", shared.NodeID, "--selector", "unix:uid:4711"); err == nil {
 		t.Error("the same registration was made twice")
 	} else {
 		contains(t, "a duplicate", err.Error(), "similar entry already exists", "assay entry update "+e.ID)
 	}
 	var got []entry
-	must(t, &got, "entry", "update", e.ID, "--hint", "two")
+	shared.must(t, &got, "entry", "update", e.ID, "--hint", "two")
 	if got[0].Hint != "two" || got[0].RevisionNumber != "1" || len(got[0].Selectors) != 1 {
 		t.Errorf("updated: %+v", got)
 	}
-	must(t, &got, "entry", "show", "--selector", "unix:uid:4711")
+	shared.must(t, &got, "entry", "show", "--selector", "unix:uid:4711")
 	if len(got) != 1 || got[0].ID != e.ID {
 		t.Errorf("shown: %+v", got)
 	}
 	for _, bad := range [][]string{
 		{"entry", "show", "nope"},
-		{"entry", "create", "--spiffe-id", "example.org/x", "--parent", env.NodeID, "--selector", "unix:uid:1"},
-		{"entry", "create", "--spiffe-id", "spiffe://example.org/spire/x", "--parent", env.NodeID, "--selector", "unix:uid:1"},
-		{"entry", "create", "--spiffe-id", "spiffe://example.org/x", "--parent", env.NodeID, "--selector", "unix"},
-		{"entry", "create", "--spiffe-id", "spiffe://example.org/x", "--parent", env.NodeID},
+		{"entry", "create", "--spiffe-id", "example.org/x", "--parent", shared.NodeID, "--selector", "unix:uid:1"},
+		{"entry", "create", "--spiffe-id", "spiffe://example.org/spire/x", "--parent", shared.NodeID, "--selector", "unix:uid:1"},
+		{"entry", "create", "--spiffe-id", "spiffe://example.org/x", "--parent", shared.NodeID, "--selector", "unix"},
+		{"entry", "create", "--spiffe-id", "spiffe://example.org/x", "--parent", shared.NodeID},
 		{"entry", "delete", "nope"},
 		{"-o", "yaml", "node", "list"},
 	} {
-		if out, err := assay(t, bad...); err == nil {
+		if out, err := shared.assay(t, bad...); err == nil {
 			t.Errorf("%v was accepted: %s", bad, out)
 		}
 	}
@@ -58,7 +58,7 @@ func TestApplyIsIdempotent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "entries.hcl")
 	write := func(hint string) {
 		text := `entry "spiffe://example.org/applied" {
-  parent    = "` + env.NodeID + `"
+  parent    = "` + shared.NodeID + `"
   selectors = ["unix:uid:4712"]
   binaries  = ["/bin/sh"]
   hint      = "` + hint + `"
@@ -75,28 +75,28 @@ func TestApplyIsIdempotent(t *testing.T) {
 			Action  string
 			EntryID string `json:"entry_id"`
 		}
-		must(t, &got, "entry", "apply", "-f", path)
+		shared.must(t, &got, "entry", "apply", "-f", path)
 		if len(got) != 1 || got[0].Action != step.action || (id != "" && got[0].EntryID != id) {
 			t.Errorf("hint %s: %+v, want %s", step.hint, got, step.action)
 		}
 		id = got[0].EntryID
 	}
-	must(t, nil, "entry", "delete", id)
+	shared.must(t, nil, "entry", "delete", id)
 }
 
 // Every command that shows something does so as JSON, too.
 func TestJSONEverywhere(t *testing.T) {
-	create(t, "/json", "--binary", bin("assay"))
+	shared.create(t, "/json", "--binary", bin("assay"))
 	for _, args := range [][]string{
-		{"entry", "show"}, {"node", "list"}, {"node", "show", env.NodeID}, {"token", "create"}, {"bundle", "show"},
+		{"entry", "show"}, {"node", "list"}, {"node", "show", shared.NodeID}, {"token", "create"}, {"bundle", "show"},
 		{"fetch", "x509"}, {"explain", "--pid", "1"}, {"server", "status"}, {"agent", "status"},
 	} {
 		var any any
-		must(t, &any, args...)
+		shared.must(t, &any, args...)
 	}
 }
 
 func TestStatus(t *testing.T) {
-	contains(t, "server status", must(t, nil, "server", "status"), "SERVING", "nodes", "spiffe://example.org/spire/server")
-	contains(t, "agent status", must(t, nil, "agent", "status"), env.NodeID, "connected=true", "hook")
+	contains(t, "server status", shared.must(t, nil, "server", "status"), "SERVING", "nodes", "spiffe://example.org/spire/server")
+	contains(t, "agent status", shared.must(t, nil, "agent", "status"), shared.NodeID, "connected=true", "hook")
 }

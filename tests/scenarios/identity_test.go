@@ -5,7 +5,6 @@ package scenarios
 import (
 	"context"
 	"crypto/x509"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,30 +24,30 @@ func TestNodeProvedItself(t *testing.T) {
 		CanReattest     bool   `json:"can_reattest"`
 		Selectors       []struct{ Type, Value string }
 	}
-	must(t, &nodes, "node", "list")
+	shared.must(t, &nodes, "node", "list")
 	if len(nodes) != 1 || nodes[0].AttestationType != "tpm" || !nodes[0].CanReattest || !strings.HasPrefix(nodes[0].ID.Path, "/spire/agent/tpm/") {
 		t.Fatalf("got %+v", nodes)
 	}
-	shown := must(t, nil, "node", "show", env.NodeID)
+	shown := shared.must(t, nil, "node", "show", shared.NodeID)
 	contains(t, "node show", shown, "tpm:ek:spki-sha256:"+strings.TrimPrefix(nodes[0].ID.Path, "/spire/agent/tpm/"), "tpm:key:tpm-resident", "tpm:pcr:sha256:0:")
 }
 
 // A program gets its identity by what it is and who started it, and its SVID verifies with
 // the bundle that the operator sees.
 func TestByDigestAndParent(t *testing.T) {
-	create(t, "/tool", "--binary", bin("assay"), "--started-by", "/proc/self/exe", "--dns", "tool.example.org", "--hint", "cli")
+	shared.create(t, "/tool", "--binary", bin("assay"), "--started-by", self, "--dns", "tool.example.org", "--hint", "cli")
 	dir := t.TempDir()
 	var got []struct {
 		SPIFFEID string   `json:"spiffe_id"`
 		DNS      []string `json:"dns_names"`
 		Hint     string
 	}
-	must(t, &got, "fetch", "x509", "--write", dir)
+	shared.must(t, &got, "fetch", "x509", "--write", dir)
 	if len(got) != 1 || got[0].SPIFFEID != "spiffe://example.org/tool" || got[0].DNS[0] != "tool.example.org" || got[0].Hint != "cli" {
 		t.Fatalf("got %+v", got)
 	}
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM([]byte(must(t, nil, "bundle", "show"))) {
+	if !roots.AppendCertsFromPEM([]byte(shared.must(t, nil, "bundle", "show"))) {
 		t.Fatal("bundle show printed no certificates")
 	}
 	pemText, err := os.ReadFile(filepath.Join(dir, "svid.0.pem"))
@@ -63,21 +62,23 @@ func TestByDigestAndParent(t *testing.T) {
 
 // The same program started by another one is somebody else.
 func TestOtherParentGetsNothing(t *testing.T) {
-	create(t, "/tool", "--binary", bin("assay"), "--started-by", "/proc/self/exe")
+	shared.create(t, "/tool", "--binary", bin("assay"), "--started-by", self)
 	cmd := exec.Command("/bin/sh", "-c", bin("assay")+" fetch x509; exit $?")
-	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET="+env.WorkloadSocket)
+	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET="+shared.WorkloadSocket)
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "no identity issued") {
 		t.Errorf("got %s, %v", out, err)
 	}
-	contains(t, "agent's log", logs.String(), "no identity issued", "lacks=parent:sha256:"+digestOf(t, "/proc/self/exe"))
+	contains(t, "agent's log", shared.logs.String(), "no identity issued", "lacks=parent:sha256:"+digestOf(t, self))
 }
 
 func TestExplain(t *testing.T) {
-	e := create(t, "/other", "--selector", "unix:uid:0", "--selector", "unix:sha256:00")
-	got := must(t, nil, "explain", "--pid", fmt.Sprint(os.Getpid()))
-	contains(t, "explain", got, "unix:sha256:"+digestOf(t, "/proc/self/exe"), "evidence:tier:t2", "evidence:observed", "matches no entry", "not entry "+e.ID, "unix:sha256:00")
-	if out, err := assay(t, "explain", "--pid", "4194303"); err != nil || !strings.Contains(string(out), "gets no identity") {
+	e := shared.create(t, "/other", "--selector", "unix:uid:0", "--selector", "unix:sha256:00")
+	w := shared.startWorkload(t, self) // after the sensor: it saw it start
+	w.next(t, shared)
+	got := shared.must(t, nil, "explain", "--pid", w.pid())
+	contains(t, "explain", got, "unix:sha256:"+digestOf(t, self), "evidence:tier:t2", "evidence:observed", "matches no entry", "not entry "+e.ID, "unix:sha256:00")
+	if out, err := shared.assay(t, "explain", "--pid", "4194303"); err != nil || !strings.Contains(string(out), "gets no identity") {
 		t.Errorf("a process that is not there: %s, %v", out, err)
 	}
 }
@@ -96,10 +97,10 @@ func (w watcher) OnX509ContextWatchError(err error) {
 	}
 }
 
-func watch(t *testing.T) watcher {
+func (m *machine) watch(t *testing.T) watcher {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	client, err := workloadapi.New(ctx, workloadapi.WithAddr(env.WorkloadSocket))
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr(m.WorkloadSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,33 +120,33 @@ func (w watcher) next(t *testing.T) *workloadapi.X509Context {
 	case x := <-w.updates:
 		return x
 	case <-time.After(time.Minute):
-		t.Fatalf("no update came\n--- logs\n%s", logs.String())
+		t.Fatalf("no update came\n--- logs\n%s", shared.logs.String())
 		return nil
 	}
 }
 
-func self(t *testing.T) string { return "unix:sha256:" + digestOf(t, "/proc/self/exe") }
+func me(t *testing.T) string { return "unix:sha256:" + digestOf(t, self) }
 
 func TestOpenStreamFollowsTheEntries(t *testing.T) {
-	e := create(t, "/me", "--selector", self(t))
-	w := watch(t)
+	e := shared.create(t, "/me", "--selector", me(t))
+	w := shared.watch(t)
 	first := w.next(t)
 	if len(first.SVIDs) != 1 || first.SVIDs[0].ID.Path() != "/me" {
 		t.Fatalf("got %v", first.SVIDs)
 	}
-	must(t, nil, "entry", "update", e.ID, "--dns", "me.example.org")
+	shared.must(t, nil, "entry", "update", e.ID, "--dns", "me.example.org")
 	if x := w.next(t); len(x.SVIDs[0].Certificates[0].DNSNames) != 1 || x.SVIDs[0].Certificates[0].SerialNumber.Cmp(first.SVIDs[0].Certificates[0].SerialNumber) == 0 {
 		t.Errorf("after an update: %v", x.SVIDs[0].Certificates[0].DNSNames)
 	}
-	second := create(t, "/me-too", "--selector", "unix:uid:0")
+	second := shared.create(t, "/me-too", "--selector", "unix:uid:0")
 	if x := w.next(t); len(x.SVIDs) != 2 {
 		t.Errorf("after a second entry: %d SVIDs", len(x.SVIDs))
 	}
-	must(t, nil, "entry", "delete", second.ID)
+	shared.must(t, nil, "entry", "delete", second.ID)
 	if x := w.next(t); len(x.SVIDs) != 1 {
 		t.Errorf("after its deletion: %d SVIDs", len(x.SVIDs))
 	}
-	must(t, nil, "entry", "delete", e.ID)
+	shared.must(t, nil, "entry", "delete", e.ID)
 	select {
 	case err := <-w.errs:
 		if status.Code(err) != codes.PermissionDenied {
@@ -157,11 +158,11 @@ func TestOpenStreamFollowsTheEntries(t *testing.T) {
 }
 
 func TestBundleOnlyForThoseWithAnIdentity(t *testing.T) {
-	if _, err := workloadapi.FetchX509Bundles(t.Context(), workloadapi.WithAddr(env.WorkloadSocket)); status.Code(err) != codes.PermissionDenied {
+	if _, err := workloadapi.FetchX509Bundles(t.Context(), workloadapi.WithAddr(shared.WorkloadSocket)); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("without an identity: %v", err)
 	}
-	create(t, "/me", "--selector", self(t))
-	set, err := workloadapi.FetchX509Bundles(t.Context(), workloadapi.WithAddr(env.WorkloadSocket))
+	shared.create(t, "/me", "--selector", me(t))
+	set, err := workloadapi.FetchX509Bundles(t.Context(), workloadapi.WithAddr(shared.WorkloadSocket))
 	if err != nil || set.Len() != 1 {
 		t.Errorf("got %v, %v", set, err)
 	}
