@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/assay-id/assay/server"
 	"github.com/assay-id/assay/server/store"
 )
 
@@ -305,6 +307,15 @@ func TestRestart(t *testing.T) {
 	a := e.newAgent()
 	w := e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/w"), Selectors: sel("unix", "uid:0")})[0]
 	e.stop()
+	wrong := e.conf
+	wrong.TrustDomain = "other.org"
+	other, err := server.New(wrong, "test", io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "correct trust_domain") {
+		t.Errorf("Run for another trust domain = %v", err)
+	}
 	again := run(t, e.conf)
 	if !again.bundle.Equal(e.bundle) {
 		t.Error("the bundle changed")

@@ -105,6 +105,9 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	closers = append(closers, s.store.Close)
+	if err := s.claimStore(ctx); err != nil {
+		return closeAll, err
+	}
 	s.ca, err = ca.Open(ctx, ca.Config{
 		Dir: filepath.Join(c.DataDir, "ca"), TrustDomain: c.trustDomain, Store: s.store, TTL: c.caTTL,
 		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, Subject: c.subject, MaxAge: c.maxAge, Logger: s.log,
@@ -135,6 +138,24 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		s.api.NodeChanged(agent)
 	}))
 	return closeAll, nil
+}
+
+// claimStore refuses a store with another trust domain's entries.
+func (s *Server) claimStore(ctx context.Context) error {
+	const key = "m/trust_domain"
+	name := s.conf.trustDomain.Name()
+	_, err := s.store.Commit(ctx, store.Txn{Compares: []store.Compare{store.Unchanged(key, 0)}, Puts: []store.KV{{Key: key, Value: []byte(name)}}, Essential: true})
+	if err == nil || !errors.Is(err, store.ErrConflict) {
+		return err
+	}
+	kvs, _, err := s.store.Snapshot(ctx, key)
+	if err != nil {
+		return err
+	}
+	if len(kvs) != 1 || string(kvs[0].Value) != name {
+		return fmt.Errorf("the store is not of trust domain %s: correct trust_domain, or choose another data_dir or store prefix", name)
+	}
+	return nil
 }
 
 func (s *Server) attestors() []nodes.Attestor {

@@ -22,6 +22,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 const slotsFile = "authorities.json"
@@ -117,7 +119,7 @@ type (
 	}
 )
 
-func loadSlots(dir string) (slots, error) {
+func loadSlots(dir string, td spiffeid.TrustDomain) (slots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return slots{}, fmt.Errorf("make the CA's folder: %w", err)
 	}
@@ -146,6 +148,9 @@ func loadSlots(dir string) (slots, error) {
 		}
 		if *slot.to, err = slot.from.open(); err != nil {
 			return slots{}, fmt.Errorf("%s is damaged; restore it from a backup, or remove it to start with a new CA: %w", path, err)
+		}
+		if uris := (*slot.to).cert.URIs; len(uris) != 1 || uris[0].String() != td.IDString() {
+			return slots{}, fmt.Errorf("the keys in %s are not those of trust domain %s: correct trust_domain or choose another data_dir", path, td.Name())
 		}
 	}
 	return s, nil

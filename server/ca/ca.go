@@ -73,7 +73,7 @@ func Open(ctx context.Context, cfg Config) (*CA, error) {
 	cfg.setDefaults()
 	c := &CA{cfg: cfg, changed: make(chan struct{})}
 	var err error
-	if c.slots, err = loadSlots(cfg.Dir); err != nil {
+	if c.slots, err = loadSlots(cfg.Dir, cfg.TrustDomain); err != nil {
 		return nil, err
 	}
 	if err := c.rebuild(ctx); err != nil {

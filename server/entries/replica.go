@@ -62,13 +62,26 @@ func (r *replica) remove(rec *record) {
 
 // similar returns the oldest entry with the same identity, parent and set of selectors.
 func (r *replica) similar(e *selectors.Entry) *selectors.Entry {
+	among := r.bySPIFFEID[e.SPIFFEID]
+	if below := r.byParent[e.ParentID]; len(below) < len(among) {
+		among = below
+	}
 	set := e.SelectorSet()
-	for _, have := range r.bySPIFFEID[e.SPIFFEID].inOrder() {
-		if have.ParentID == e.ParentID && have.SelectorSet().Equal(set) {
-			return have
+	var oldest *record
+	for rec := range among {
+		if sameKind(rec.entry, e, set) && (oldest == nil || rec.key < oldest.key) {
+			oldest = rec
 		}
 	}
-	return nil
+	if oldest == nil {
+		return nil
+	}
+	return oldest.entry
+}
+
+// sameKind reports whether two entries are similar; set is b's.
+func sameKind(a, b *selectors.Entry, set selectors.Set) bool {
+	return a.SPIFFEID == b.SPIFFEID && a.ParentID == b.ParentID && a.SelectorSet().Equal(set)
 }
 
 func add(m map[spiffeid.ID]recordSet, id spiffeid.ID, rec *record) {

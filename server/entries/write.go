@@ -113,7 +113,8 @@ type plan struct {
 	guards map[string]bool
 	fresh  map[string]bool             // keys that must not exist
 	now    map[string]*selectors.Entry // by id: as this plan leaves it; nil: deleted
-	keys   map[string]string           // id → e/ key, of entries that this plan creates
+	keys   map[string]string           // id → e/ key, of entries that this plan writes
+	made   map[spiffeid.ID][]*selectors.Entry
 }
 
 // write plans all items, commits them as one transaction and waits for the replica to show it.
@@ -151,7 +152,7 @@ func (r *Registry) plan(n int, item func(*plan, int) (*selectors.Entry, error)) 
 	p := &plan{
 		have: r.replica, at: r.replica.revision,
 		puts: map[string][]byte{}, gone: map[string]bool{}, guards: map[string]bool{}, fresh: map[string]bool{},
-		now: map[string]*selectors.Entry{}, keys: map[string]string{},
+		now: map[string]*selectors.Entry{}, keys: map[string]string{}, made: map[spiffeid.ID][]*selectors.Entry{},
 	}
 	results := make([]Result, n)
 	for i := range results {
@@ -215,6 +216,7 @@ func (r *Registry) planCreate(p *plan, in *selectors.Entry) (*selectors.Entry, e
 		p.puts[idPrefix+e.ID] = []byte(key)
 	}
 	e.Revision, e.CreatedAt = 0, r.cfg.Now().UTC().Truncate(time.Second)
+	p.made[e.SPIFFEID] = append(p.made[e.SPIFFEID], &e)
 	return p.put(key, &e)
 }
 
@@ -284,9 +286,9 @@ func (p *plan) similar(e *selectors.Entry) *selectors.Entry {
 	if have := p.have.similar(e); have != nil {
 		return have
 	}
-	for _, id := range slices.Sorted(maps.Keys(p.now)) {
-		o := p.now[id]
-		if o != nil && o.SPIFFEID == e.SPIFFEID && o.ParentID == e.ParentID && o.SelectorSet().Equal(e.SelectorSet()) {
+	set := e.SelectorSet()
+	for _, o := range p.made[e.SPIFFEID] {
+		if sameKind(o, e, set) {
 			return o
 		}
 	}
