@@ -29,11 +29,12 @@ type Sensor interface {
 
 // Attestor attests processes of this node. It is safe for concurrent use.
 type Attestor struct {
-	sensor Sensor
-	hasher *digest.Hasher
-	log    *slog.Logger
-	users  names
-	groups names
+	sensor  Sensor
+	hasher  *digest.Hasher
+	log     *slog.Logger
+	users   names
+	groups  names
+	cgroups cgroupPaths
 }
 
 // rememberedImages bounds the digests that are kept, at about 200 bytes each.
@@ -42,7 +43,7 @@ const rememberedImages = 1 << 16
 // New returns an Attestor over the sensor.
 func New(sensor Sensor, log *slog.Logger) *Attestor {
 	return &Attestor{sensor: sensor, hasher: digest.New(rememberedImages), log: log,
-		users: names{path: "/etc/passwd"}, groups: names{path: "/etc/group"}}
+		users: names{path: "/etc/passwd"}, groups: names{path: "/etc/group"}, cgroups: cgroupPaths{find: sensor.CgroupPath}}
 }
 
 // Workload is one attested caller.
@@ -65,7 +66,8 @@ func (w *Workload) Check() error { return w.caller.Check() }
 func (w *Workload) Done() <-chan struct{} { return w.caller.Done() }
 
 // Caller attests the process on the other end of the gRPC connection that ctx belongs to.
-// A caller that can not be told for sure is a *caller.Refusal.
+// A caller that can not be told for sure is a *caller.Refusal. Every reading is of the image
+// that connected; whether it still holds the connection is for Workload.Check before a push.
 func (a *Attestor) Caller(ctx context.Context) (*Workload, error) {
 	c, err := caller.FromContext(ctx)
 	if err != nil {
@@ -82,9 +84,6 @@ func (a *Attestor) Caller(ctx context.Context) (*Workload, error) {
 	facts.Tier = c.Tier()
 	facts.Credentials.UID, facts.Credentials.GID = c.UID(), c.GID()
 	a.nameCredentials(&facts.Credentials)
-	if err := c.Check(); err != nil {
-		return nil, err
-	}
 	return &Workload{facts: *facts, set: selectors.Derive(facts), caller: c}, nil
 }
 
@@ -122,7 +121,7 @@ func (a *Attestor) facts(ctx context.Context, p *process.Process, task *bpf.Task
 	} else if err != nil {
 		a.log.Info("a caller has no digest", "pid", task.Process.TGID, "reason", err)
 	}
-	if f.Cgroup.Path, err = a.sensor.CgroupPath(cgroup); err != nil {
+	if f.Cgroup.Path, err = a.cgroups.path(cgroup); err != nil {
 		a.log.Info("a caller's cgroup has no path", "pid", task.Process.TGID, "cgroup", cgroup, "reason", err)
 	}
 	groups, err := p.SupplementaryGroups()

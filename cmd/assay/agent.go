@@ -84,7 +84,7 @@ func explainText(w io.Writer, pid int32, x *adminpb.ExplainResponse) {
 	for i, anc := range f.GetAncestors() {
 		what := anc.GetExecutable().GetPath()
 		if what == "" {
-			what = "unknown: no process runs that image any more"
+			what = "unknown: no process runs it any more, or its file can change while it runs"
 		}
 		fmt.Fprintf(w, "  ancestor %d\t%s\n", i+1, what)
 	}

@@ -45,7 +45,7 @@ func run(args []string) error {
 
 // with runs f on a machine of its own.
 func with(ctx context.Context, f func(context.Context, *dev.Env) error) (err error) {
-	env, err := dev.Start(ctx, dev.Options{})
+	env, err := dev.Start(ctx, dev.Options{Agent: os.Getenv("BENCH_AGENT")})
 	if err != nil {
 		return err
 	}
