@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -67,7 +68,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	tcp, err := net.Listen("tcp", net.JoinHostPort(s.conf.BindAddress, strconv.Itoa(s.conf.BindPort)))
-	if err != nil {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("bind_address, bind_port: %w; stop the other program or set another bind_port", err)
+	} else if err != nil {
 		return fmt.Errorf("bind_address, bind_port: %w", err)
 	}
 	admin, err := listenAdmin(s.conf.SocketPath)

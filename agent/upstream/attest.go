@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -95,11 +96,24 @@ func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payloa
 	}
 }
 
+// Texts that SPIRE fixed for refusals, without saying what to do about them.
+const (
+	bannedText    = "failed to attest: agent is banned"
+	joinTokenText = "join token"
+)
+
 // admission tells a verdict on this node from a fault that may pass.
 func admission(err error) error {
 	switch status.Code(err) {
 	case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition:
-		return fmt.Errorf("%w: %s", ErrNotAdmitted, status.Convert(err).Message())
+		text := status.Convert(err).Message()
+		if text == bannedText {
+			return ErrBanned
+		}
+		if strings.Contains(text, joinTokenText) {
+			text += "; a token works once and for a limited time, make a new one with `assay token create`"
+		}
+		return fmt.Errorf("%w: %s", ErrNotAdmitted, text)
 	}
 	return fmt.Errorf("attest: %w", err)
 }
@@ -148,7 +162,7 @@ func (c *Client) serverTLS() (*tls.Config, error) {
 		return nil, fmt.Errorf("server ID: %w", err)
 	}
 	if b := c.trustBundle(); b != nil {
-		return tlsconfig.TLSClientConfig(b, tlsconfig.AuthorizeID(server)), nil
+		return c.explained(tlsconfig.TLSClientConfig(b, tlsconfig.AuthorizeID(server))), nil
 	}
 	c.cfg.Logger.Warn("insecure_bootstrap: trusting whatever server answers, this once", "server", c.cfg.ServerAddress)
 	return &tls.Config{InsecureSkipVerify: true, VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
@@ -161,6 +175,18 @@ func (c *Client) serverTLS() (*tls.Config, error) {
 		}
 		return nil
 	}}, nil
+}
+
+// explained makes the refusal of a server's certificate say what to do.
+func (c *Client) explained(conf *tls.Config) *tls.Config {
+	verify := conf.VerifyPeerCertificate
+	conf.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+		if err := verify(raw, chains); err != nil {
+			return fmt.Errorf("the server at %s is not one that this agent's bundle vouches for: correct server_address, or set trust_bundle_path to what `assay bundle show` prints on that server (%w)", c.cfg.ServerAddress, err)
+		}
+		return nil
+	}
+	return conf
 }
 
 func (c *Client) trustBundle() *spiffebundle.Bundle {
@@ -178,7 +204,7 @@ func (c *Client) dialNode(n *node) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server ID: %w", err)
 	}
-	conf := tlsconfig.MTLSClientConfig(n.svid, n.bundle, tlsconfig.AuthorizeID(server))
+	conf := c.explained(tlsconfig.MTLSClientConfig(n.svid, n.bundle, tlsconfig.AuthorizeID(server)))
 	conn, err := grpc.NewClient("dns:///"+c.cfg.ServerAddress, grpc.WithTransportCredentials(credentials.NewTLS(conf)))
 	if err != nil {
 		return nil, fmt.Errorf("server address %q: %w", c.cfg.ServerAddress, err)

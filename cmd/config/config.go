@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/agext/levenshtein"
@@ -40,6 +41,8 @@ func Parse(path string, src []byte, into any) error {
 
 // explain words the first problem as one sentence with its place.
 func explain(diags hcl.Diagnostics, known []string) error {
+	// A key that is missing is often one that is misspelt: that tells more.
+	slices.SortStableFunc(diags, func(a, b *hcl.Diagnostic) int { return misspelt(b) - misspelt(a) })
 	for _, d := range diags {
 		if d.Severity != hcl.DiagError {
 			continue
@@ -49,7 +52,7 @@ func explain(diags hcl.Diagnostics, known []string) error {
 			place = fmt.Sprintf("%s:%d,%d: ", d.Subject.Filename, d.Subject.Start.Line, d.Subject.Start.Column)
 		}
 		text := strings.TrimSuffix(d.Detail, ".")
-		if d.Summary == "Unsupported argument" || d.Summary == "Unsupported block type" {
+		if misspelt(d) == 1 {
 			name := quoted(d.Detail)
 			text = fmt.Sprintf("unknown key %q", name)
 			if near := nearest(name, known); near != "" {
@@ -61,6 +64,14 @@ func explain(diags hcl.Diagnostics, known []string) error {
 		return fmt.Errorf("%s%s", place, text)
 	}
 	return diags
+}
+
+// misspelt is 1 for a key that does not exist, else 0.
+func misspelt(d *hcl.Diagnostic) int {
+	if d.Summary == "Unsupported argument" || d.Summary == "Unsupported block type" {
+		return 1
+	}
+	return 0
 }
 
 // quoted returns the first "…" in the text.
