@@ -7,12 +7,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/agent/process"
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/selectors"
 )
 
 // Conn is an accepted connection and its caller. Reads return only bytes that the caller's
@@ -27,6 +29,7 @@ type Conn struct {
 	// stamped: the socket took SO_PASSCRED from its listener (6.16), so every message has its
 	// sender. Before, bytes sent between accept and setsockopt say 0.
 	stamped bool
+	closing sync.Once
 }
 
 func newConn(c *net.UnixConn, b Binder, log *slog.Logger) *Conn {
@@ -165,9 +168,23 @@ func credPID(c *unix.Ucred) int32 {
 
 // Close closes the connection and lets its process go.
 func (c *Conn) Close() error {
+	c.closing.Do(c.reportForeignUse)
 	err := c.UnixConn.Close()
 	if c.caller != nil {
 		_ = c.caller.process.Close() // a second Close is no news
 	}
 	return err
+}
+
+// reportForeignUse tells of what the kernel refused on the client's side (T1), which no
+// message shows.
+func (c *Conn) reportForeignUse() {
+	if c.caller == nil || c.refusal.Load() != nil || c.caller.Tier() != selectors.TierT1 {
+		return
+	}
+	b, err := c.ask()
+	if err != nil || b.Handed == 0 {
+		return
+	}
+	c.log.Warn("workload connection closed", "error", refuse(HandedOver, "process %d used or received the socket of process %d", b.HandedTGID, c.caller.Key().TGID))
 }

@@ -47,14 +47,18 @@ func (s *story) refused(cmd *exec.Cmd) error {
 	return nil
 }
 
-// reason tells why, from what the agent logged since.
+// reason tells why, from what the agent logs. At tier T1 it learns of a refused use when the
+// connection closes.
 func (s *story) reason(since int) {
-	for line := range strings.Lines(s.logs.String()[since:]) {
-		if strings.Contains(line, "caller refused") || strings.Contains(line, "no identity issued") {
-			_, why, _ := strings.Cut(line, "msg=")
-			s.tell("  the agent's log: %s", strings.TrimSpace(why))
-			return
+	for range 300 {
+		for line := range strings.Lines(s.logs.String()[since:]) {
+			if strings.Contains(line, "caller refused") || strings.Contains(line, "no identity issued") {
+				_, why, _ := strings.Cut(line, "msg=")
+				s.tell("  the agent's log: %s", strings.TrimSpace(why))
+				return
+			}
 		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -144,6 +148,7 @@ func (s *story) startAs(ctx context.Context, pid int) (*exec.Cmd, error) {
 			return nil, err
 		}
 		if cmd.Process.Pid == pid {
+			time.Sleep(10 * time.Millisecond) // until it has executed payments
 			return cmd, nil
 		}
 		_ = cmd.Process.Kill()
