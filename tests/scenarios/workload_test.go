@@ -67,8 +67,9 @@ func beWorkload() int {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 		panic(err)
 	}
-	env := append(os.Environ(), "ASSAY_ROLE=drain", fmt.Sprintf("ASSAY_FD=%d", fd))
-	panic(syscall.Exec(self, []string{self}, env))
+	os.Setenv("ASSAY_ROLE", "drain")
+	os.Setenv("ASSAY_FD", fmt.Sprint(fd))
+	panic(syscall.Exec(self, []string{self}, os.Environ()))
 }
 
 // follow yields the events of one stream, its end last.
