@@ -118,6 +118,11 @@ func TestBundleIsStable(t *testing.T) {
 	wantCode(t, "MintJWTSVID", err, codes.Unimplemented)
 	_, err = e.admin.bundle.AppendBundle(t.Context(), &bundlev1.AppendBundleRequest{})
 	wantCode(t, "AppendBundle", err, codes.Unimplemented)
+	_, err = e.admin.bundle.BatchSetFederatedBundle(t.Context(), &bundlev1.BatchSetFederatedBundleRequest{})
+	wantCode(t, "BatchSetFederatedBundle", err, codes.Unimplemented)
+	if got := status.Convert(err).Message(); got != "federation is not supported by this version of the server" {
+		t.Errorf("text %q", got)
+	}
 }
 
 func TestMintX509SVID(t *testing.T) {

@@ -102,6 +102,9 @@ func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServer
 	if err != nil {
 		return nil, err
 	}
+	if why := unsupported[info.FullMethod]; why != "" {
+		return nil, status.Error(codes.Unimplemented, why)
+	}
 	return handle(ctx, req)
 }
 

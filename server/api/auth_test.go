@@ -29,6 +29,11 @@ func TestPermissions(t *testing.T) {
 			t.Errorf("%s is in the table and not served", method)
 		}
 	}
+	for method := range unsupported {
+		if !served[method] {
+			t.Errorf("%s is unsupported and not even served", method)
+		}
+	}
 	for method := range served {
 		if permissions[method]&anyone != 0 && method != "/spire.api.server.agent.v1.Agent/AttestAgent" && method != "/spire.api.server.bundle.v1.Bundle/GetBundle" {
 			t.Errorf("%s is open to anyone", method)

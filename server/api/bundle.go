@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// bundleService is spire.api.server.bundle.v1.Bundle. There is no federation yet: no foreign
-// bundle exists, and those that would make one are Unimplemented.
+// bundleService is spire.api.server.bundle.v1.Bundle. There is no federation yet, so no foreign
+// bundle exists; see unsupported.
 type bundleService struct {
 	bundlev1.UnimplementedBundleServer
 	*Server
@@ -48,38 +48,4 @@ func (s *bundleService) GetFederatedBundle(_ context.Context, req *bundlev1.GetF
 // ListFederatedBundles is empty without federation.
 func (s *bundleService) ListFederatedBundles(context.Context, *bundlev1.ListFederatedBundlesRequest) (*bundlev1.ListFederatedBundlesResponse, error) {
 	return &bundlev1.ListFederatedBundlesResponse{}, nil
-}
-
-func noFederation() error {
-	return status.Error(codes.Unimplemented, "federation is not supported by this version of the server")
-}
-
-// BatchCreateFederatedBundle is not there yet.
-func (s *bundleService) BatchCreateFederatedBundle(context.Context, *bundlev1.BatchCreateFederatedBundleRequest) (*bundlev1.BatchCreateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchUpdateFederatedBundle is not there yet.
-func (s *bundleService) BatchUpdateFederatedBundle(context.Context, *bundlev1.BatchUpdateFederatedBundleRequest) (*bundlev1.BatchUpdateFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchSetFederatedBundle is not there yet.
-func (s *bundleService) BatchSetFederatedBundle(context.Context, *bundlev1.BatchSetFederatedBundleRequest) (*bundlev1.BatchSetFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// BatchDeleteFederatedBundle is not there yet.
-func (s *bundleService) BatchDeleteFederatedBundle(context.Context, *bundlev1.BatchDeleteFederatedBundleRequest) (*bundlev1.BatchDeleteFederatedBundleResponse, error) {
-	return nil, noFederation()
-}
-
-// AppendBundle is not there yet.
-func (s *bundleService) AppendBundle(context.Context, *bundlev1.AppendBundleRequest) (*types.Bundle, error) {
-	return nil, status.Error(codes.Unimplemented, "authorities can not be added by hand in this version of the server; its CA publishes its own")
-}
-
-// PublishJWTAuthority is not there yet.
-func (s *bundleService) PublishJWTAuthority(context.Context, *bundlev1.PublishJWTAuthorityRequest) (*bundlev1.PublishJWTAuthorityResponse, error) {
-	return nil, status.Error(codes.Unimplemented, noJWT)
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/assay-id/assay/server/entries"
 )
 
-// svidService is spire.api.server.svid.v1.SVID. JWT- and WIT-SVIDs are not there yet.
+// svidService is spire.api.server.svid.v1.SVID. JWT- and WIT-SVIDs are not there yet; see
+// unsupported.
 type svidService struct {
 	svidv1.UnimplementedSVIDServer
 	*Server
@@ -159,21 +160,4 @@ func checkDNSNames(names []string) error {
 		}
 	}
 	return nil
-}
-
-const noJWT = "JWT-SVIDs are not issued by this version of the server; use X.509-SVIDs"
-
-// NewJWTSVID is not there yet. SPIRE's agents take Unimplemented as final and do not retry.
-func (s *svidService) NewJWTSVID(context.Context, *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, noJWT)
-}
-
-// MintJWTSVID is not there yet.
-func (s *svidService) MintJWTSVID(context.Context, *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
-	return nil, status.Error(codes.Unimplemented, noJWT)
-}
-
-// NewDownstreamX509CA is not there yet.
-func (s *svidService) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "nested servers are not supported by this version of the server")
 }

@@ -76,7 +76,12 @@ func (c *CA) follow(ctx context.Context) {
 			b, _ := c.Bundle()
 			c.show(b, batch)
 		}
-		for ctx.Err() == nil && c.rebuild(ctx) != nil {
+		for ctx.Err() == nil {
+			err := c.rebuild(ctx)
+			if err == nil {
+				break
+			}
+			c.cfg.Logger.Error("the trust bundle is out of date; trying again", "error", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(time.Second):

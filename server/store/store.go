@@ -173,7 +173,7 @@ func (s *Store) firstContact(ctx context.Context) error {
 
 const (
 	heartbeatEvery = time.Second
-	pingTimeout    = 2 * time.Second
+	pingTimeout    = 5 * time.Second // longer than a busy disk stalls
 )
 
 // heartbeat keeps Age and Health true.
