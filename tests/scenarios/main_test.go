@@ -51,8 +51,8 @@ func bin(name string) string {
 	return filepath.Join(dir, name)
 }
 
-// nativeOnly leaves a test out in a guest, because of what a guest has or has not. The words
-// are those that tests/guest knows.
+// nativeOnly leaves a test (no subtest) out in a guest, because of what a guest has or has
+// not. The words are those that tests/guest knows.
 func nativeOnly(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("ASSAY_GUEST") == "1" {
