@@ -6,68 +6,29 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
-
-	"github.com/spf13/cobra"
 
 	"github.com/assay-id/assay/agent"
 	"github.com/assay-id/assay/bpf"
-	"github.com/assay-id/assay/cmd/config"
+	"github.com/assay-id/assay/cmd/daemon"
 )
 
 var version = "unknown"
 
-const defaultConfig = "/etc/assay/agent.hcl"
-
-func main() { os.Exit(run()) }
-
-func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := root().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "assay-agent:", err)
-		return 1
-	}
-	return 0
-}
-
-func root() *cobra.Command {
-	var path string
-	c := &cobra.Command{Use: "assay-agent", Short: "Proves this node and gives its workloads their identities",
-		Version: version, SilenceUsage: true, SilenceErrors: true}
-	c.PersistentFlags().StringVar(&path, "config", defaultConfig, "configuration file (HCL)")
-	load := func() (conf agent.Config, err error) {
-		if err = config.Load(path, &conf); err == nil {
-			err = conf.Validate()
-		}
-		return conf, err
-	}
-	c.AddCommand(
-		&cobra.Command{Use: "run", Short: "Runs the agent in the foreground", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-			conf, err := load()
-			if err != nil {
-				return err
-			}
+func main() {
+	os.Exit(daemon.Command[agent.Config]{
+		Name: "assay-agent", Short: "Proves this node and gives its workloads their identities", Version: version,
+		ConfigPath: "/etc/assay/agent.hcl",
+		Run: func(ctx context.Context, conf agent.Config) error {
 			a, err := agent.New(conf, version, os.Stderr)
 			if err != nil {
 				return err
 			}
-			return a.Run(c.Context())
+			return a.Run(ctx)
+		},
+		More: []daemon.Subcommand[agent.Config]{{
+			Name: "unload", Short: "Takes the sensor out of the kernel and forgets its records; stop the agent first",
+			Run: func(conf agent.Config) error { return bpf.Unpin(conf.Pins()) },
 		}},
-		&cobra.Command{Use: "validate", Short: "Checks the configuration file", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-			_, err := load()
-			return err
-		}},
-		&cobra.Command{Use: "unload", Short: "Takes the sensor out of the kernel and forgets its records; stop the agent first", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
-			conf, err := load()
-			if err != nil {
-				return err
-			}
-			return bpf.Unpin(conf.Pins())
-		}},
-	)
-	return c
+	}.Main())
 }
