@@ -16,7 +16,7 @@ import (
 //
 // It returns the entries in no order, and all parents it looked at: a change below any other
 // parent changes nothing for this agent.
-func (r *replica) crawl(agent spiffeid.ID, node selectors.Set) (found []*record, parents map[spiffeid.ID]bool) {
+func (r *replica) crawl(agent spiffeid.ID, node selectors.Set) (found records, parents map[spiffeid.ID]bool) {
 	server, err := spiffeid.FromPath(agent.TrustDomain(), "/spire/server")
 	if err != nil {
 		return nil, nil // a zero agent ID has no entries
@@ -29,7 +29,7 @@ func (r *replica) crawl(agent spiffeid.ID, node selectors.Set) (found []*record,
 			queue = append(queue, id)
 		}
 	}
-	for rec := range r.byParent[server] {
+	for _, rec := range r.byParent[server] {
 		if set := rec.entry.SelectorSet(); len(set) > 0 && set.SubsetOf(node) {
 			visit(rec.entry.SPIFFEID)
 		}
@@ -37,7 +37,7 @@ func (r *replica) crawl(agent spiffeid.ID, node selectors.Set) (found []*record,
 	for len(queue) > 0 {
 		parent := queue[0]
 		queue = queue[1:]
-		for rec := range r.byParent[parent] {
+		for _, rec := range r.byParent[parent] {
 			found = append(found, rec)
 			visit(rec.entry.SPIFFEID)
 		}
@@ -51,11 +51,7 @@ func (r *Registry) Authorized(agent spiffeid.ID, node selectors.Set) []*selector
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	found, _ := r.replica.crawl(agent, node)
-	set := make(recordSet, len(found))
-	for _, rec := range found {
-		set[rec] = struct{}{}
-	}
-	return set.inOrder()
+	return found.inOrder()
 }
 
 // AuthorizedEntry returns the entry with the given id if the agent may hold it, or nil. It is
@@ -79,7 +75,7 @@ func (r *Registry) AuthorizedEntry(agent spiffeid.ID, node selectors.Set, id str
 		if parent == agent {
 			return rec.entry
 		}
-		for above := range r.replica.bySPIFFEID[parent] {
+		for _, above := range r.replica.bySPIFFEID[parent] {
 			e := above.entry
 			if set := e.SelectorSet(); e.ParentID == server && len(set) > 0 && set.SubsetOf(node) {
 				return rec.entry

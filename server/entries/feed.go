@@ -123,11 +123,11 @@ func (f *Feed) diff() Delta {
 
 	d := Delta{Full: f.sent == nil, Revision: revision}
 	have := make(map[string]*record, len(found))
-	changed := recordSet{}
+	var changed records
 	for _, rec := range found {
 		have[rec.entry.ID] = rec
 		if f.sent[rec.entry.ID] != rec {
-			changed[rec] = struct{}{}
+			changed = append(changed, rec)
 		}
 	}
 	for id := range f.sent {

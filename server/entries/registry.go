@@ -101,11 +101,12 @@ func (r *Registry) rebuild(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, kv := range kvs {
-		if old := r.replica.byKey[kv.Key]; old != nil && old.revision == kv.Revision {
+		if old := r.replica.byKey(kv.Key); old != nil && old.revision == kv.Revision {
 			fresh.put(old) // the same pointer tells feeds that nothing changed
 			continue
 		}
 		if rec := r.decode(kv.Key, kv.Value, kv.Revision); rec != nil {
+			fresh.intern(rec.entry)
 			fresh.put(rec)
 		}
 	}
@@ -144,7 +145,7 @@ func (r *Registry) apply(batch store.Batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, c := range batch.Changes {
-		old := r.replica.byKey[c.Key]
+		old := r.replica.byKey(c.Key)
 		if old != nil {
 			r.feeds.wake(old.entry.ParentID)
 			r.replica.remove(old)
@@ -153,6 +154,7 @@ func (r *Registry) apply(batch store.Batch) {
 			continue
 		}
 		if rec := r.decode(c.Key, c.Value, c.Revision); rec != nil {
+			r.replica.intern(rec.entry)
 			r.replica.put(rec)
 			r.feeds.wake(rec.entry.ParentID)
 		}
