@@ -20,6 +20,7 @@ func TestErrorsNameTheLineAndTheNearestKey(t *testing.T) {
 		{"trust_domain = \"a\"\ndefault_x509_svid_tll = \"1h\"\n", `agent.hcl:2,1: unknown key "default_x509_svid_tll"; did you mean "default_x509_svid_ttl"?`},
 		{"trust_domain = \"a\"\ntpm {\n  devise = \"x\"\n  device = \"y\"\n}\n", `agent.hcl:3,3: unknown key "devise"; did you mean "device"?`},
 		{"trust_domain = \"a\"\nzzzzzzzzz = 1\n", `agent.hcl:2,1: unknown key "zzzzzzzzz"; the keys are trust_domain, default_x509_svid_ttl, tpm, device`},
+		{"\ntrust_domian = \"a\"\n", `agent.hcl:2,1: unknown key "trust_domian"; did you mean "trust_domain"?`},
 		{"", `agent.hcl:1,1: The argument "trust_domain" is required, but no definition was found`},
 		{"trust_domain = [\n", "agent.hcl:"},
 		{"trust_domain = []\n", "agent.hcl:1,16: "},
