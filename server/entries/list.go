@@ -93,14 +93,14 @@ func (f *Filter) passes(e *selectors.Entry) bool {
 		f.Downstream && !e.Downstream:
 		return false
 	}
-	if f.Selectors != nil && !MatchSets(f.SelectorMatch, e.SelectorSet(), f.Selectors) {
+	if f.Selectors != nil && !matchSets(f.SelectorMatch, e.SelectorSet(), f.Selectors) {
 		return false
 	}
 	return f.FederatesWith == nil || matchNames(f.FederateMatch, e.FederatesWith, f.FederatesWith)
 }
 
-// MatchSets compares an entry's or agent's set e with a requested set r.
-func MatchSets(m Match, e, r selectors.Set) bool {
+// matchSets compares an entry's or agent's set e with a requested set r.
+func matchSets(m Match, e, r selectors.Set) bool {
 	switch m {
 	case Exact:
 		return e.Equal(r)
