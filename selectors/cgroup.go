@@ -16,12 +16,17 @@ func deriveCgroup(f *Facts, emit func(family, value string)) {
 		return
 	}
 	emit("cgroup", "path:"+f.Cgroup.Path)
-	unit, slice := systemdUnit(f.Cgroup.Path)
-	if unit != "" {
-		emit("systemd", "id:"+unit)
-	}
-	if slice != "" {
-		emit("systemd", "slice:"+slice)
+	for _, path := range f.Cgroup.paths() {
+		unit, slice := systemdUnit(path)
+		if unit != "" {
+			emit("systemd", "id:"+unit)
+		}
+		if slice != "" {
+			emit("systemd", "slice:"+slice)
+		}
+		if unit+slice != "" {
+			return
+		}
 	}
 }
 

@@ -112,12 +112,23 @@ type Group struct {
 	Name string `json:"name,omitempty"`
 }
 
-// Cgroup is a control group of the unified hierarchy (cgroup v2).
+// Cgroup is a process's control group.
 type Cgroup struct {
-	// ID is the kernel's cgroup id, the inode number of its directory.
+	// ID is the kernel's cgroup v2 id, the inode number of its directory.
 	ID uint64 `json:"id"`
-	// Path is relative to the root of the unified hierarchy, with a leading slash.
+	// Path is relative to the root of the unified hierarchy (v2), with a leading slash.
 	Path string `json:"path,omitempty"`
+	// V1Path is the path in systemd's own hierarchy on hosts in hybrid or legacy mode, where
+	// units and containers show there; from /proc under the re-check. Empty on v2 hosts.
+	V1Path string `json:"v1_path,omitempty"`
+}
+
+// paths are the paths that say in which unit or container the process is, the truest first.
+func (c *Cgroup) paths() []string {
+	if c.V1Path != "" {
+		return []string{c.Path, c.V1Path}
+	}
+	return []string{c.Path}
 }
 
 // Ancestor is an image that the process descends from, by fork or by execve.
