@@ -124,6 +124,9 @@ func (a *Attestor) facts(ctx context.Context, p *process.Process, task *bpf.Task
 	if f.Cgroup.Path, err = a.cgroups.path(cgroup); err != nil {
 		a.log.Info("a caller's cgroup has no path", "pid", task.Process.TGID, "cgroup", cgroup, "reason", err)
 	}
+	if f.Cgroup.V1Path, err = p.V1Cgroup(); err != nil {
+		return nil, err
+	}
 	groups, err := p.SupplementaryGroups()
 	if err != nil {
 		return nil, err

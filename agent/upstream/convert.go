@@ -119,7 +119,7 @@ func factsProto(f *selectors.Facts) *evidencepb.Facts {
 			StartBoottime: f.Process.StartBoottime, ExecId: f.Process.ExecID},
 		Tier:             evidencepb.Tier(f.Tier),
 		Executable:       executableProto(f.Executable),
-		Cgroup:           &evidencepb.Cgroup{Id: f.Cgroup.ID, Path: f.Cgroup.Path},
+		Cgroup:           &evidencepb.Cgroup{Id: f.Cgroup.ID, Path: f.Cgroup.Path, V1Path: f.Cgroup.V1Path},
 		LineageTruncated: f.LineageTruncated,
 		Observed:         f.Observed,
 		Credentials: &evidencepb.Credentials{Uid: f.Credentials.UID, Gid: f.Credentials.GID,

@@ -17,9 +17,13 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
+// maxFeedMessage bounds one message of the feed, in bytes. The first one holds every entry of
+// the node: at about 400 bytes each, room for 600,000.
+const maxFeedMessage = 256 << 20
+
 // watch follows the feed into the sink until it breaks.
 func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
-	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, &nodepb.WatchRequest{}, grpc.WaitForReady(false))
+	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, &nodepb.WatchRequest{}, grpc.MaxCallRecvMsgSize(maxFeedMessage))
 	if err != nil {
 		return verdict(err)
 	}

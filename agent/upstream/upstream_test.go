@@ -183,7 +183,7 @@ func TestFactsProtoKeepsEveryField(t *testing.T) {
 		Process: selectors.ProcessKey{BootID: "b", TGID: 1, StartBoottime: 2, ExecID: 3}, Tier: selectors.TierT1,
 		Executable:  selectors.Executable{Path: "/p", SHA256: selectors.Digest{9}, Size: 4},
 		Credentials: selectors.Credentials{UID: 5, GID: 6, User: "u", Group: "g", SupplementaryGroups: []selectors.Group{{GID: 7, Name: "s"}}},
-		Cgroup:      selectors.Cgroup{ID: 8, Path: "/c"}, Observed: true, LineageTruncated: true,
+		Cgroup:      selectors.Cgroup{ID: 8, Path: "/c", V1Path: "/d"}, Observed: true, LineageTruncated: true,
 		Ancestors: []selectors.Ancestor{{ExecID: 10, TGID: 11, Observed: true, Executable: selectors.Executable{Path: "/q"}}},
 	}
 	pb := factsProto(f)

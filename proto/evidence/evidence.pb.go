@@ -442,6 +442,7 @@ type Cgroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	V1Path        string                 `protobuf:"bytes,3,opt,name=v1_path,json=v1Path,proto3" json:"v1_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +487,13 @@ func (x *Cgroup) GetId() uint64 {
 func (x *Cgroup) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *Cgroup) GetV1Path() string {
+	if x != nil {
+		return x.V1Path
 	}
 	return ""
 }
@@ -593,10 +601,11 @@ const file_assay_evidence_evidence_proto_rawDesc = "" +
 	"\x14supplementary_groups\x18\x05 \x03(\v2\x18.assay.evidence.v1.GroupR\x13supplementaryGroups\"-\n" +
 	"\x05Group\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\rR\x03gid\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\",\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"E\n" +
 	"\x06Cgroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\x92\x01\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x17\n" +
+	"\av1_path\x18\x03 \x01(\tR\x06v1Path\"\x92\x01\n" +
 	"\bAncestor\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\x04R\x06execId\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12\x1a\n" +

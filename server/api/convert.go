@@ -221,7 +221,7 @@ func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
 		Process:          selectors.ProcessKey{BootID: k.BootId, TGID: k.Tgid, StartBoottime: k.StartBoottime, ExecID: k.ExecId},
 		Tier:             tier,
 		Executable:       exe,
-		Cgroup:           selectors.Cgroup{ID: p.GetCgroup().GetId(), Path: p.GetCgroup().GetPath()},
+		Cgroup:           selectors.Cgroup{ID: p.GetCgroup().GetId(), Path: p.GetCgroup().GetPath(), V1Path: p.GetCgroup().GetV1Path()},
 		LineageTruncated: p.LineageTruncated,
 		Observed:         p.Observed,
 	}
