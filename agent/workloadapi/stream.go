@@ -86,7 +86,7 @@ func (s *Server) refuse(ctx context.Context, err error) error {
 		return status.FromContextError(ctx.Err()).Err()
 	}
 	s.log.Warn("caller refused", "reason", err)
-	return status.Errorf(codes.PermissionDenied, "caller refused: %v", err)
+	return status.Error(codes.PermissionDenied, err.Error())
 }
 
 // delivered records who received what.

@@ -241,7 +241,7 @@ func TestNotAttested(t *testing.T) {
 	f.mu.Lock()
 	f.denied = errors.New("two processes hold the connection")
 	f.mu.Unlock()
-	ends(t, f.fetch(t), codes.PermissionDenied, "caller refused: two processes hold the connection")
+	ends(t, f.fetch(t), codes.PermissionDenied, "two processes hold the connection")
 	st, err := f.FetchX509Bundles(call(t), &pb.X509BundlesRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -411,7 +411,7 @@ func TestCheckedBeforeTheFirstMessage(t *testing.T) {
 	f.bundle(t, 1)
 	f.manager.Entries(true, []*selectors.Entry{entry("a", 0, "uid:1")}, nil, 1)
 	f.caller.becomes(errors.New("it has exited"))
-	ends(t, f.fetch(t), codes.PermissionDenied, "caller refused: it has exited")
+	ends(t, f.fetch(t), codes.PermissionDenied, "it has exited")
 	if f.caller.check == 0 {
 		t.Error("not checked")
 	}

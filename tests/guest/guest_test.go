@@ -40,7 +40,7 @@ for t in %s; do
 	echo "GUEST begin $t $(cut -d' ' -f1 /proc/uptime)"
 	case $t in
 	demo) /assay/demo ;;
-	*) /tests/$t.test -test.v -test.timeout 15m ;;
+	*) /tests/$t.test -test.v -test.timeout 15m -test.run '%s' ;;
 	esac
 	echo "GUEST end $t $?"
 done
@@ -48,7 +48,8 @@ poweroff -f
 `
 
 // TestGuests runs every suite on every kernel at tier T1 with a real /dev/tpmrm0.
-// ASSAY_KERNELS="6.1" and ASSAY_SUITES="caller" narrow it; ASSAY_ROUNDS lengthens the races.
+// ASSAY_KERNELS="6.1", ASSAY_SUITES="caller" and ASSAY_RUN="TestExec" (as go test's -run)
+// narrow it; ASSAY_ROUNDS lengthens the races.
 func TestGuests(t *testing.T) {
 	dir := t.TempDir()
 	root, err := filepath.Abs("../..")
@@ -70,7 +71,7 @@ func TestGuests(t *testing.T) {
 		t.Fatal(err)
 	}
 	initramfs := filepath.Join(dir, "initramfs.gz")
-	if err := Initramfs(t.Context(), initramfs, fmt.Sprintf(initScript, rounds(), strings.Join(names, " ")), files); err != nil {
+	if err := Initramfs(t.Context(), initramfs, fmt.Sprintf(initScript, rounds(), strings.Join(names, " "), os.Getenv("ASSAY_RUN")), files); err != nil {
 		t.Fatal(err)
 	}
 	for _, k := range Kernels {

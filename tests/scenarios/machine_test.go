@@ -119,6 +119,9 @@ func (m *machine) register(t *testing.T, path string, more ...string) entry {
 	var list []entry
 	m.must(t, &list, append([]string{"entry", "create", "--spiffe-id", "spiffe://" + m.TrustDomain + path, "--parent", m.NodeID}, more...)...)
 	t.Cleanup(func() {
+		if t.Failed() && m == shared {
+			t.Logf("--- logs\n%s", m.logs)
+		}
 		// The test may have deleted it, or stopped the server.
 		_ = exec.Command(bin("assay"), "--server-socket", m.ServerSocket, "entry", "delete", list[0].ID).Run()
 	})

@@ -112,6 +112,7 @@ func beDrain() int {
 			continue
 		}
 		if n <= 0 {
+			fmt.Println("closed")
 			return 0
 		}
 		fmt.Printf("%s\n", buf[:n])
