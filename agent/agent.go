@@ -80,6 +80,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.svids = svids.New(a.server, a.log, time.Now)
 	a.server.SetSink(a.svids)
 	a.attestor = attest.New(a.sensor, a.log)
+	defer func() { err = errors.Join(err, a.attestor.Close()) }()
 
 	listener, err := listenWorkloads(ctx, a.conf.SocketPath, a.sensor, a.log)
 	if err != nil {

@@ -40,11 +40,18 @@ type Attestor struct {
 // rememberedImages bounds the digests that are kept, at about 200 bytes each.
 const rememberedImages = 1 << 16
 
-// New returns an Attestor over the sensor.
+// New returns an Attestor over the sensor. Close it.
 func New(sensor Sensor, log *slog.Logger) *Attestor {
-	return &Attestor{sensor: sensor, hasher: digest.New(rememberedImages), log: log,
+	hasher, err := digest.New(rememberedImages)
+	if err != nil {
+		log.Warn("digests take more time than they need", "because", err)
+	}
+	return &Attestor{sensor: sensor, hasher: hasher, log: log,
 		users: names{path: "/etc/passwd"}, groups: names{path: "/etc/group"}, cgroups: cgroupPaths{find: sensor.CgroupPath}}
 }
+
+// Close lets go of the programs that are watched for writes.
+func (a *Attestor) Close() error { return a.hasher.Close() }
 
 // Workload is one attested caller.
 type Workload struct {
@@ -151,11 +158,8 @@ func (a *Attestor) nameCredentials(c *selectors.Credentials) {
 	c.User, c.Group = a.users.lookup(c.UID), a.groups.lookup(c.GID)
 }
 
-// overlayMagic is OVERLAYFS_SUPER_MAGIC (linux/magic.h).
-const overlayMagic = 0x794c7630
-
 func image(t *bpf.Task) digest.Image {
-	return digest.Image{Inode: t.Executable.Inode, Overlay: t.Executable.FSMagic == overlayMagic, Writable: t.Flags.Has(bpf.MemoryFile)}
+	return digest.Image{Inode: t.Executable.Inode, FSMagic: t.Executable.FSMagic, Writable: t.Flags.Has(bpf.MemoryFile)}
 }
 
 func chain(t *bpf.Task) []lineage.Image {

@@ -3,12 +3,16 @@
 // Package digest answers what file a running process is: the SHA-256 digest of its
 // executable, read through the process's own exe link and bound to one executed image.
 //
-// A digest holds for as long as the image runs, because the kernel refuses to open a running
-// executable for writing (ETXTBSY). It is therefore remembered by exec id, never by path or
-// inode. Where that rule does not hold it is not used:
+//	once per image       a digest is remembered by exec id: the kernel refuses to open a running
+//	                     executable for writing (ETXTBSY), so it holds as long as the image runs
+//	once per inode       another image of the same inode gets it without reading, if a mark that
+//	                     was set before the read saw no write since (shared.go)
 //
-//	memfd and other unlinked tmpfs files   a writer may still hold them open: no digest at all
-//	overlayfs                              the layer below can be written: hashed every time
+// Where that rule does not hold it is not used:
+//
+//	memfd, unlinked tmpfs files         a writer may still hold them open: no digest at all
+//	overlayfs, network and FUSE files   written behind the kernel's back: read every time
+//	a kernel that lets running files be written (6.11)   read every time
 package digest
 
 import (
@@ -29,9 +33,8 @@ import (
 type Image struct {
 	// Inode is the inode number of the file that was executed.
 	Inode uint64
-	// Overlay says that the file lies on overlayfs, where the inode number and the content
-	// that the kernel protects may differ from what stat shows.
-	Overlay bool
+	// FSMagic is the type of its file system (linux/magic.h).
+	FSMagic uint64
 	// Writable says that the running file may be changed in place (memfd): it has no digest.
 	Writable bool
 }
@@ -47,29 +50,57 @@ type Process interface {
 // ErrNoDigest says that the executable has no digest that could be relied on.
 var ErrNoDigest = errors.New("executable has no sound digest")
 
-// Hasher computes digests, each image once. It is safe for concurrent use.
+// Hasher computes digests. It is safe for concurrent use.
 type Hasher struct {
-	mu    sync.Mutex
-	byID  map[uint64]*result
-	order []uint64 // exec ids in the order they came, for eviction
-	limit int
+	protected bool    // the kernel refuses to write running files
+	shared    *shared // nil: digests are not shared between images
+
+	mu     sync.Mutex
+	recent images // by exec id
 }
 
-type result struct {
-	done chan struct{}
-	exe  selectors.Executable
-	err  error
+// New returns a Hasher that remembers the digests of between limit/2 and limit images. err
+// tells why digests will be computed more often than they need be; the Hasher works.
+func New(limit int) (h *Hasher, err error) {
+	h = &Hasher{recent: images{half: limit / 2}, protected: runningFilesAreProtected()}
+	if !h.protected {
+		return h, errors.New("this kernel lets running programs be written, so every caller's program is read each time")
+	}
+	h.shared, err = newShared()
+	return h, err
 }
 
-// New returns a Hasher that remembers the digests of up to limit images.
-func New(limit int) *Hasher {
-	return &Hasher{byID: map[uint64]*result{}, limit: limit}
+// Close lets the marks on files go.
+func (h *Hasher) Close() error {
+	if h.shared == nil {
+		return nil
+	}
+	return h.shared.close()
 }
+
+// runningFilesAreProtected tries what an attacker would: to open a running program for
+// writing. Only the refusal for that reason counts.
+func runningFilesAreProtected() bool {
+	f, err := os.OpenFile("/proc/self/exe", os.O_WRONLY, 0)
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, syscall.ETXTBSY)
+}
+
+// stable are the file systems whose files change only through this kernel (linux/magic.h).
+var stable = map[uint64]bool{
+	0xef53: true, 0x58465342: true, 0x9123683e: true, 0xf2f52010: true, // ext, xfs, btrfs, f2fs
+	0x01021994: true, 0x858458f6: true, // tmpfs, ramfs
+	0x73717368: true, 0xe0f5e1e2: true, // squashfs, erofs
+}
+
+const overlayMagic = 0x794c7630
 
 // Known returns the executable of an image that was hashed before. The image may be gone.
 func (h *Hasher) Known(execID uint64) (selectors.Executable, bool) {
 	h.mu.Lock()
-	r := h.byID[execID]
+	r := h.recent.get(execID)
 	h.mu.Unlock()
 	if r == nil {
 		return selectors.Executable{}, false
@@ -88,21 +119,24 @@ func (h *Hasher) Executable(ctx context.Context, p Process, img Image) (selector
 	if img.Writable {
 		return selectors.Executable{}, fmt.Errorf("%w: it runs an unlinked memory file, whose content can change while it runs", ErrNoDigest)
 	}
-	if img.Overlay {
-		return hash(p, img)
+	if !h.protected || !stable[img.FSMagic] {
+		return read(p, img, nil)
 	}
 	id := p.Key().ExecID
 	h.mu.Lock()
-	r, found := h.byID[id]
-	if !found {
+	r := h.recent.get(id)
+	mine := r == nil
+	if mine {
 		r = &result{done: make(chan struct{})}
-		h.put(id, r)
+		h.recent.put(id, r)
 	}
 	h.mu.Unlock()
-	if !found {
-		r.exe, r.err = hash(p, img)
+	if mine {
+		r.exe, r.err = read(p, img, h.shared)
 		if r.err != nil {
-			h.forget(id, r)
+			h.mu.Lock()
+			h.recent.drop(id, r)
+			h.mu.Unlock()
 		}
 		close(r.done)
 	}
@@ -114,29 +148,11 @@ func (h *Hasher) Executable(ctx context.Context, p Process, img Image) (selector
 	}
 }
 
-func (h *Hasher) put(id uint64, r *result) {
-	for len(h.byID) >= h.limit && len(h.order) > 0 {
-		delete(h.byID, h.order[0])
-		h.order = h.order[1:]
-	}
-	h.byID[id] = r
-	h.order = append(h.order, id)
-}
-
-func (h *Hasher) forget(id uint64, r *result) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.byID[id] == r {
-		delete(h.byID, id)
-	}
-}
-
-// hash reads the file that p's exe link leads to. The link is opened and re-checked by p, the
-// inode must be the one that the kernel saw at execve, and the process must still run it
-// after the last byte was read.
-func hash(p Process, img Image) (selectors.Executable, error) {
-	path, err := p.ExecutablePath()
-	if err != nil && !errors.Is(err, process.ErrNoPath) {
+// read digests the file that p's exe link leads to. The link is opened and re-checked by p,
+// the inode must be the one that the kernel saw at execve, and the process must still run it
+// at the end.
+func read(p Process, img Image, known *shared) (exe selectors.Executable, err error) {
+	if exe.Path, err = p.ExecutablePath(); err != nil && !errors.Is(err, process.ErrNoPath) {
 		return selectors.Executable{}, err
 	}
 	f, err := p.OpenExecutable()
@@ -146,18 +162,67 @@ func hash(p Process, img Image) (selectors.Executable, error) {
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return selectors.Executable{}, fmt.Errorf("stat %s: %w", path, err)
+		return selectors.Executable{}, fmt.Errorf("stat %s: %w", exe.Path, err)
 	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !img.Overlay && (!ok || sys.Ino != img.Inode) {
-		return selectors.Executable{}, fmt.Errorf("%w: the exe link of process %d leads to inode %d, but it executed inode %d", ErrNoDigest, p.Key().TGID, sys.Ino, img.Inode)
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || (sys.Ino != img.Inode && img.FSMagic != overlayMagic) { // overlayfs shows another number
+		return selectors.Executable{}, fmt.Errorf("%w: the exe link of process %d does not lead to the inode %d that it executed", ErrNoDigest, p.Key().TGID, img.Inode)
 	}
-	sum := sha256.New()
-	n, err := io.Copy(sum, f)
+	exe.Size = st.Size()
+	if known == nil {
+		exe.SHA256, err = sum(f)
+	} else {
+		exe.SHA256, err = known.digest(f, fileKey{sys.Dev, sys.Ino})
+	}
 	if err != nil {
-		return selectors.Executable{}, fmt.Errorf("read %s: %w", path, err)
+		return selectors.Executable{}, fmt.Errorf("read %s: %w", exe.Path, err)
 	}
-	if err := p.Still(); err != nil {
-		return selectors.Executable{}, err
+	return exe, p.Still()
+}
+
+func sum(f *os.File) (selectors.Digest, error) {
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return selectors.Digest{}, err
 	}
-	return selectors.Executable{Path: path, SHA256: selectors.Digest(sum.Sum(nil)), Size: n}, nil
+	return selectors.Digest(h.Sum(nil)), nil
+}
+
+// images remembers results by exec id, in two generations: what was not used for half a
+// generation is forgotten.
+type images struct {
+	half       int
+	young, old map[uint64]*result
+}
+
+type result struct {
+	done chan struct{}
+	exe  selectors.Executable
+	err  error
+}
+
+func (m *images) get(id uint64) *result {
+	if r := m.young[id]; r != nil {
+		return r
+	}
+	r := m.old[id]
+	if r != nil {
+		m.put(id, r)
+	}
+	return r
+}
+
+func (m *images) put(id uint64, r *result) {
+	if m.young == nil || len(m.young) >= m.half {
+		m.young, m.old = map[uint64]*result{}, m.young
+	}
+	m.young[id] = r
+}
+
+func (m *images) drop(id uint64, r *result) {
+	for _, g := range []map[uint64]*result{m.young, m.old} {
+		if g[id] == r {
+			delete(g, id)
+		}
+	}
 }

@@ -39,12 +39,24 @@ func program(t *testing.T, content string) (*running, Image) {
 	if err := syscall.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	return &running{id: 1, path: path}, Image{Inode: st.Ino}
+	return &running{id: 1, path: path}, Image{Inode: st.Ino, FSMagic: tmpfs}
+}
+
+const tmpfs = 0x01021994
+
+func hasher(t *testing.T, limit int) *Hasher {
+	t.Helper()
+	h, err := New(limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
 }
 
 func TestOneReadForManyCallers(t *testing.T) {
 	p, img := program(t, "hello")
-	h := New(10)
+	h := hasher(t, 10)
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
@@ -65,12 +77,12 @@ func TestOneReadForManyCallers(t *testing.T) {
 
 func TestOverlayIsReadEachTime(t *testing.T) {
 	p, _ := program(t, "a")
-	h := New(10)
+	h := hasher(t, 10)
 	for _, content := range []string{"a", "b"} {
 		if err := os.WriteFile(p.path, []byte(content), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		exe, err := h.Executable(t.Context(), p, Image{Overlay: true})
+		exe, err := h.Executable(t.Context(), p, Image{FSMagic: overlayMagic})
 		if err != nil || exe.SHA256 != sha256.Sum256([]byte(content)) {
 			t.Errorf("%s: got %+v, %v", content, exe, err)
 		}
@@ -82,11 +94,11 @@ func TestOverlayIsReadEachTime(t *testing.T) {
 
 func TestNoDigestRatherThanAWrongOne(t *testing.T) {
 	p, img := program(t, "x")
-	h := New(10)
+	h := hasher(t, 10)
 	if exe, err := h.Executable(t.Context(), p, Image{Inode: img.Inode, Writable: true}); !errors.Is(err, ErrNoDigest) || !exe.SHA256.IsZero() {
 		t.Errorf("memfd: %+v, %v", exe, err)
 	}
-	if exe, err := h.Executable(t.Context(), p, Image{Inode: img.Inode + 1}); !errors.Is(err, ErrNoDigest) || !exe.SHA256.IsZero() {
+	if exe, err := h.Executable(t.Context(), p, Image{Inode: img.Inode + 1, FSMagic: tmpfs}); !errors.Is(err, ErrNoDigest) || !exe.SHA256.IsZero() {
 		t.Errorf("another inode: %+v, %v", exe, err)
 	}
 	p.gone = errors.New("replaced")
@@ -101,13 +113,13 @@ func TestNoDigestRatherThanAWrongOne(t *testing.T) {
 
 func TestForgetsTheOldest(t *testing.T) {
 	p, img := program(t, "x")
-	h := New(2)
-	for p.id = 1; p.id <= 3; p.id++ {
+	h := hasher(t, 4)
+	for p.id = 1; p.id <= 5; p.id++ {
 		if _, err := h.Executable(t.Context(), p, img); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for id, want := range map[uint64]bool{1: false, 2: true, 3: true} {
+	for id, want := range map[uint64]bool{1: false, 2: false, 3: true, 4: true, 5: true} {
 		if _, ok := h.Known(id); ok != want {
 			t.Errorf("image %d remembered: %v", id, ok)
 		}
