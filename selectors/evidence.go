@@ -12,7 +12,10 @@ package selectors
 //	evidence:observed        evidence:observed     the sensor saw this execve             that its ancestors were seen, too
 //	evidence:seeded          evidence:seeded       the process was running before the     how it came to be
 //	                                               sensor
-//	evidence:digest:hashed   evidence:digest:hashed  the agent read and hashed the file   that the kernel computed the digest
+//	evidence:digest:<by>     evidence:digest:ima   who computed the digest: hashed (the   –
+//	                                               agent read the file), ima (so did the
+//	                                               kernel, at execve), fsverity (the kernel
+//	                                               checks what is read); all that hold
 func deriveEvidence(f *Facts, emit func(family, value string)) {
 	const family = "evidence"
 	for t := TierT3; t <= f.Tier; t++ {
@@ -25,5 +28,11 @@ func deriveEvidence(f *Facts, emit func(family, value string)) {
 	}
 	if !f.Executable.SHA256.IsZero() {
 		emit(family, "digest:hashed")
+	}
+	if f.Executable.IMA {
+		emit(family, "digest:ima")
+	}
+	if !f.Executable.FSVerity.IsZero() {
+		emit(family, "digest:fsverity")
 	}
 }

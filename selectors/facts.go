@@ -84,6 +84,14 @@ type Facts struct {
 	// Observed says that the sensor saw this image being executed; false for images that
 	// were running before the sensor ("seeded").
 	Observed bool `json:"observed"`
+	// Exec is how the image was executed (kernel record).
+	Exec Exec `json:"exec"`
+	// Namespaces are those of the process when it connected (kernel record).
+	Namespaces Namespaces `json:"namespaces"`
+	// Integrity is what others did to the process (kernel record, sticky and inherited).
+	Integrity Integrity `json:"integrity"`
+	// Code is what the process mapped to execute besides its program (kernel record).
+	Code Code `json:"code"`
 }
 
 // Executable is a program file as it was executed.
@@ -94,6 +102,11 @@ type Executable struct {
 	SHA256 Digest `json:"sha256"`
 	// Size is the file's length in bytes.
 	Size int64 `json:"size,omitempty"`
+	// IMA says that the kernel computed the same digest itself at execve.
+	IMA bool `json:"ima,omitempty"`
+	// FSVerity is the fs-verity digest that the kernel enforces for the file (SHA-256 Merkle
+	// tree; not SHA256), zero if it has none.
+	FSVerity Digest `json:"fsverity,omitzero"`
 }
 
 // Credentials are a process's identity to the kernel, in the initial user namespace.
@@ -104,6 +117,71 @@ type Credentials struct {
 	Group string `json:"group,omitempty"` // name of GID in the host's group database, "" if none
 	// Supplementary groups.
 	SupplementaryGroups []Group `json:"supplementary_groups,omitempty"`
+
+	// Known says that the fields below were read; without it they mean nothing.
+	Known bool `json:"known,omitempty"`
+	// Effective and Permitted are capability sets, bit n for capability n (linux/capability.h).
+	Effective uint64 `json:"effective,omitempty"`
+	Permitted uint64 `json:"permitted,omitempty"`
+	// NoNewPrivs is PR_SET_NO_NEW_PRIVS; Seccomp the mode of PR_SET_SECCOMP (0 disabled, 1
+	// strict, 2 filter).
+	NoNewPrivs bool  `json:"no_new_privs,omitempty"`
+	Seccomp    uint8 `json:"seccomp,omitempty"`
+	// LoginUID and SessionID are the audit system's, Unset when it set none.
+	LoginUID  uint32 `json:"login_uid,omitempty"`
+	SessionID uint32 `json:"session_id,omitempty"`
+	// SecurityLabel is the LSM's label of the process (/proc/PID/attr/current), "" if none.
+	SecurityLabel string `json:"security_label,omitempty"`
+}
+
+// Unset is the audit system's value for "none" (AUDIT_UID_UNSET, AUDIT_SID_UNSET).
+const Unset = ^uint32(0)
+
+// Exec is how an image was executed.
+type Exec struct {
+	// Deleted: the file had no name left; MemoryFile: it was a memfd or like it.
+	Deleted    bool `json:"deleted,omitempty"`
+	MemoryFile bool `json:"memory_file,omitempty"`
+	// SetID: by a set-user-ID, set-group-ID or capability-carrying file.
+	SetID bool `json:"set_id,omitempty"`
+	// FSMagic is the type of the file system that the program lay on (linux/magic.h), 0 if unknown.
+	FSMagic uint64 `json:"fs_magic,omitempty"`
+	// Script: the program is the interpreter of the file that was executed. ScriptFile is that
+	// file, with a digest only where it could be bound to the one that the kernel saw.
+	Script     bool       `json:"script,omitempty"`
+	ScriptFile Executable `json:"script_file"`
+}
+
+// Namespaces tell which of a process's namespaces are the host's.
+type Namespaces struct {
+	// Known says that they were read.
+	Known                         bool `json:"known,omitempty"`
+	HostPID, HostMount, HostNet   bool
+	HostUser, HostCgroup, HostIPC bool
+}
+
+// Integrity tells what other processes did to one.
+type Integrity struct {
+	// Known says that the sensor watched everything that the flags are about, all the life of
+	// the image; without it, no flag means nothing.
+	Known bool `json:"known,omitempty"`
+	// Traced: a debugger attached. MemoryWritten: another process wrote its memory.
+	Traced        bool `json:"traced,omitempty"`
+	MemoryWritten bool `json:"memory_written,omitempty"`
+	// DescriptorTaken: another process took a descriptor by pidfd_getfd.
+	DescriptorTaken bool `json:"descriptor_taken,omitempty"`
+}
+
+// Code is what a process mapped executable besides its program.
+type Code struct {
+	// Known says that the sensor saw every mapping and that each file could be digested.
+	Known bool `json:"known,omitempty"`
+	// Libraries is the SHA-256 over the sorted SHA-256 digests of the distinct files.
+	Libraries Digest `json:"libraries"`
+	// Files is their number.
+	Files int `json:"files,omitempty"`
+	// Anonymous: memory that is not a file's was made executable (JIT, injected code).
+	Anonymous bool `json:"anonymous,omitempty"`
 }
 
 // Group is one group of the host.

@@ -196,3 +196,97 @@ func BenchmarkMatch(b *testing.B) {
 		x.Match(have)
 	}
 }
+
+// derived returns what the facts derive to, of some families.
+func derived(f *Facts, families ...string) (out []string) {
+	for _, s := range Derive(f) {
+		if slices.Contains(families, s.Type) {
+			out = append(out, s.String())
+		}
+	}
+	return out
+}
+
+func TestDeriveExec(t *testing.T) {
+	for _, c := range []struct {
+		exec Exec
+		want []string
+	}{
+		{Exec{}, nil},
+		{Exec{FSMagic: 0xef53}, []string{"exec:file:regular", "exec:filesystem:ext"}},
+		{Exec{FSMagic: 1, Deleted: true, SetID: true}, []string{"exec:file:deleted", "exec:set-id"}},
+		{Exec{FSMagic: 0x01021994, Deleted: true, MemoryFile: true}, []string{"exec:file:memory", "exec:filesystem:tmpfs"}},
+		{Exec{FSMagic: 0xef53, Script: true}, []string{"exec:file:regular", "exec:filesystem:ext", "exec:script"}},
+		{Exec{FSMagic: 0xef53, Script: true, ScriptFile: Executable{SHA256: Digest{5}}},
+			[]string{"exec:file:regular", "exec:filesystem:ext", "exec:script", "exec:script:sha256:" + Digest{5}.String()}},
+		{Exec{FSMagic: 0xef53, ScriptFile: Executable{SHA256: Digest{5}}}, []string{"exec:file:regular", "exec:filesystem:ext"}},
+	} {
+		f := facts()
+		f.Exec = c.exec
+		if got := derived(f, "exec"); !slices.Equal(got, c.want) {
+			t.Errorf("%+v:\n got %v\nwant %v", c.exec, got, c.want)
+		}
+	}
+}
+
+func TestDeriveProcess(t *testing.T) {
+	f := facts()
+	if got := derived(f, "process", "namespace"); got != nil {
+		t.Errorf("unknown rights gave %v", got)
+	}
+	f.Credentials.Known, f.Credentials.LoginUID, f.Credentials.SessionID = true, Unset, Unset
+	f.Namespaces = Namespaces{Known: true, HostPID: true}
+	want := []string{"namespace:cgroup:own", "namespace:ipc:own", "namespace:mount:own", "namespace:net:own", "namespace:pid:host", "namespace:user:own",
+		"process:no-capabilities", "process:seccomp:disabled"}
+	if got := derived(f, "process", "namespace"); !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	f.Credentials.Effective, f.Credentials.Seccomp, f.Credentials.NoNewPrivs = 1<<12|1<<40|1<<63, 2, true
+	f.Credentials.LoginUID, f.Credentials.SessionID, f.Credentials.SecurityLabel = 1000, 7, "docker-default (enforce)"
+	want = []string{"process:capability:cap_63", "process:capability:cap_checkpoint_restore", "process:capability:cap_net_admin",
+		"process:login-uid:1000", "process:no-new-privs", "process:seccomp:filter", "process:security-label:docker-default (enforce)", "process:session:7"}
+	if got := derived(f, "process"); !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestDeriveIntegrity(t *testing.T) {
+	for _, c := range []struct {
+		integrity Integrity
+		want      []string
+	}{
+		{Integrity{}, nil},
+		{Integrity{Known: true}, []string{"integrity:clean"}},
+		{Integrity{Traced: true}, []string{"integrity:traced"}},
+		{Integrity{Known: true, MemoryWritten: true, DescriptorTaken: true}, []string{"integrity:descriptor-taken", "integrity:memory-written"}},
+	} {
+		f := facts()
+		f.Integrity = c.integrity
+		if got := derived(f, "integrity"); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: got %v", c.integrity, got)
+		}
+	}
+	f := facts()
+	f.Code = Code{Libraries: Digest{1}, Files: 2}
+	if got := derived(f, "code"); got != nil {
+		t.Errorf("unknown code gave %v", got)
+	}
+	f.Code.Known = true
+	if got, want := derived(f, "code"), []string{"code:libraries:count:2", "code:libraries:sha256:" + Digest{1}.String(), "code:no-anonymous-exec"}; !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	f.Code.Anonymous = true
+	if got := derived(f, "code"); slices.Contains(got, "code:no-anonymous-exec") {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestDeriveWhoComputedTheDigest(t *testing.T) {
+	f := facts()
+	f.Executable.IMA, f.Executable.FSVerity = true, Digest{3}
+	for _, want := range []string{"digest:hashed", "digest:ima", "digest:fsverity"} {
+		if !Derive(f).Contains(Selector{"evidence", want}) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+}

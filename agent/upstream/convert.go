@@ -14,7 +14,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
-	evidencepb "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -111,34 +110,4 @@ func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
 		return nil, errors.New("entry without an id or without selectors")
 	}
 	return e, nil
-}
-
-func factsProto(f *selectors.Facts) *evidencepb.Facts {
-	pb := &evidencepb.Facts{
-		Process: &evidencepb.ProcessKey{BootId: f.Process.BootID, Tgid: f.Process.TGID,
-			StartBoottime: f.Process.StartBoottime, ExecId: f.Process.ExecID},
-		Tier:             evidencepb.Tier(f.Tier),
-		Executable:       executableProto(f.Executable),
-		Cgroup:           &evidencepb.Cgroup{Id: f.Cgroup.ID, Path: f.Cgroup.Path, V1Path: f.Cgroup.V1Path},
-		LineageTruncated: f.LineageTruncated,
-		Observed:         f.Observed,
-		Credentials: &evidencepb.Credentials{Uid: f.Credentials.UID, Gid: f.Credentials.GID,
-			User: f.Credentials.User, Group: f.Credentials.Group},
-	}
-	for _, g := range f.Credentials.SupplementaryGroups {
-		pb.Credentials.SupplementaryGroups = append(pb.Credentials.SupplementaryGroups, &evidencepb.Group{Gid: g.GID, Name: g.Name})
-	}
-	for _, a := range f.Ancestors {
-		pb.Ancestors = append(pb.Ancestors, &evidencepb.Ancestor{ExecId: a.ExecID, Tgid: a.TGID,
-			Observed: a.Observed, Executable: executableProto(a.Executable)})
-	}
-	return pb
-}
-
-func executableProto(x selectors.Executable) *evidencepb.Executable {
-	pb := &evidencepb.Executable{Path: x.Path, Size: x.Size}
-	if !x.SHA256.IsZero() {
-		pb.Sha256 = x.SHA256[:]
-	}
-	return pb
 }

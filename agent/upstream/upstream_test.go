@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/assay-id/assay/selectors"
 )
@@ -179,20 +180,35 @@ func FuzzParseBundle(f *testing.F) {
 }
 
 func TestFactsProtoKeepsEveryField(t *testing.T) {
+	exe := selectors.Executable{Path: "/p", SHA256: selectors.Digest{9}, Size: 4, IMA: true, FSVerity: selectors.Digest{8}}
 	f := &selectors.Facts{
-		Process: selectors.ProcessKey{BootID: "b", TGID: 1, StartBoottime: 2, ExecID: 3}, Tier: selectors.TierT1,
-		Executable:  selectors.Executable{Path: "/p", SHA256: selectors.Digest{9}, Size: 4},
-		Credentials: selectors.Credentials{UID: 5, GID: 6, User: "u", Group: "g", SupplementaryGroups: []selectors.Group{{GID: 7, Name: "s"}}},
-		Cgroup:      selectors.Cgroup{ID: 8, Path: "/c", V1Path: "/d"}, Observed: true, LineageTruncated: true,
-		Ancestors: []selectors.Ancestor{{ExecID: 10, TGID: 11, Observed: true, Executable: selectors.Executable{Path: "/q"}}},
+		Process: selectors.ProcessKey{BootID: "b", TGID: 1, StartBoottime: 2, ExecID: 3}, Tier: selectors.TierT1, Executable: exe,
+		Credentials: selectors.Credentials{UID: 5, GID: 6, User: "u", Group: "g", SupplementaryGroups: []selectors.Group{{GID: 7, Name: "s"}},
+			Known: true, Effective: 1, Permitted: 2, NoNewPrivs: true, Seccomp: 2, LoginUID: 3, SessionID: 4, SecurityLabel: "l"},
+		Cgroup: selectors.Cgroup{ID: 8, Path: "/c", V1Path: "/d"}, Observed: true, LineageTruncated: true,
+		Ancestors:  []selectors.Ancestor{{ExecID: 10, TGID: 11, Observed: true, Executable: exe}},
+		Exec:       selectors.Exec{Deleted: true, MemoryFile: true, SetID: true, FSMagic: 1, Script: true, ScriptFile: exe},
+		Namespaces: selectors.Namespaces{Known: true, HostPID: true, HostMount: true, HostNet: true, HostUser: true, HostCgroup: true, HostIPC: true},
+		Integrity:  selectors.Integrity{Known: true, Traced: true, MemoryWritten: true, DescriptorTaken: true},
+		Code:       selectors.Code{Known: true, Libraries: selectors.Digest{1}, Files: 2, Anonymous: true},
 	}
-	pb := factsProto(f)
-	for i, fields := 0, pb.ProtoReflect().Descriptor().Fields(); i < fields.Len(); i++ {
-		if !pb.ProtoReflect().Has(fields.Get(i)) {
-			t.Errorf("field %s is not sent", fields.Get(i).Name())
+	var check func(path string, m protoreflect.Message)
+	check = func(path string, m protoreflect.Message) {
+		for i, fields := 0, m.Descriptor().Fields(); i < fields.Len(); i++ {
+			field := fields.Get(i)
+			name := path + "." + string(field.Name())
+			switch {
+			case !m.Has(field):
+				t.Errorf("%s is not sent", name)
+			case field.IsList() && field.Kind() == protoreflect.MessageKind:
+				check(name, m.Get(field).List().Get(0).Message())
+			case field.Kind() == protoreflect.MessageKind:
+				check(name, m.Get(field).Message())
+			}
 		}
 	}
-	if a := pb.Ancestors[0]; len(a.Executable.Sha256) != 0 || a.ExecId != 10 || !a.Observed {
-		t.Errorf("ancestor: %v", a)
+	check("facts", factsProto(f).ProtoReflect())
+	if pb := factsProto(&selectors.Facts{}); len(pb.Executable.Sha256) != 0 {
+		t.Error("an unknown digest is sent as one")
 	}
 }

@@ -90,6 +90,10 @@ type Facts struct {
 	Ancestors        []*Ancestor `protobuf:"bytes,6,rep,name=ancestors,proto3" json:"ancestors,omitempty"`
 	LineageTruncated bool        `protobuf:"varint,7,opt,name=lineage_truncated,json=lineageTruncated,proto3" json:"lineage_truncated,omitempty"`
 	Observed         bool        `protobuf:"varint,8,opt,name=observed,proto3" json:"observed,omitempty"`
+	Exec             *Exec       `protobuf:"bytes,9,opt,name=exec,proto3" json:"exec,omitempty"`
+	Namespaces       *Namespaces `protobuf:"bytes,10,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
+	Integrity        *Integrity  `protobuf:"bytes,11,opt,name=integrity,proto3" json:"integrity,omitempty"`
+	Code             *Code       `protobuf:"bytes,12,opt,name=code,proto3" json:"code,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -180,6 +184,348 @@ func (x *Facts) GetObserved() bool {
 	return false
 }
 
+func (x *Facts) GetExec() *Exec {
+	if x != nil {
+		return x.Exec
+	}
+	return nil
+}
+
+func (x *Facts) GetNamespaces() *Namespaces {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Facts) GetIntegrity() *Integrity {
+	if x != nil {
+		return x.Integrity
+	}
+	return nil
+}
+
+func (x *Facts) GetCode() *Code {
+	if x != nil {
+		return x.Code
+	}
+	return nil
+}
+
+type Exec struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Deleted    bool                   `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	MemoryFile bool                   `protobuf:"varint,2,opt,name=memory_file,json=memoryFile,proto3" json:"memory_file,omitempty"`
+	SetId      bool                   `protobuf:"varint,3,opt,name=set_id,json=setId,proto3" json:"set_id,omitempty"`
+	// linux/magic.h; 0 is unknown.
+	FsMagic       uint64      `protobuf:"varint,4,opt,name=fs_magic,json=fsMagic,proto3" json:"fs_magic,omitempty"`
+	Script        bool        `protobuf:"varint,5,opt,name=script,proto3" json:"script,omitempty"`
+	ScriptFile    *Executable `protobuf:"bytes,6,opt,name=script_file,json=scriptFile,proto3" json:"script_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exec) Reset() {
+	*x = Exec{}
+	mi := &file_assay_evidence_evidence_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exec) ProtoMessage() {}
+
+func (x *Exec) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_evidence_evidence_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exec.ProtoReflect.Descriptor instead.
+func (*Exec) Descriptor() ([]byte, []int) {
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Exec) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *Exec) GetMemoryFile() bool {
+	if x != nil {
+		return x.MemoryFile
+	}
+	return false
+}
+
+func (x *Exec) GetSetId() bool {
+	if x != nil {
+		return x.SetId
+	}
+	return false
+}
+
+func (x *Exec) GetFsMagic() uint64 {
+	if x != nil {
+		return x.FsMagic
+	}
+	return 0
+}
+
+func (x *Exec) GetScript() bool {
+	if x != nil {
+		return x.Script
+	}
+	return false
+}
+
+func (x *Exec) GetScriptFile() *Executable {
+	if x != nil {
+		return x.ScriptFile
+	}
+	return nil
+}
+
+type Namespaces struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	HostPid       bool                   `protobuf:"varint,2,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	HostMount     bool                   `protobuf:"varint,3,opt,name=host_mount,json=hostMount,proto3" json:"host_mount,omitempty"`
+	HostNet       bool                   `protobuf:"varint,4,opt,name=host_net,json=hostNet,proto3" json:"host_net,omitempty"`
+	HostUser      bool                   `protobuf:"varint,5,opt,name=host_user,json=hostUser,proto3" json:"host_user,omitempty"`
+	HostCgroup    bool                   `protobuf:"varint,6,opt,name=host_cgroup,json=hostCgroup,proto3" json:"host_cgroup,omitempty"`
+	HostIpc       bool                   `protobuf:"varint,7,opt,name=host_ipc,json=hostIpc,proto3" json:"host_ipc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Namespaces) Reset() {
+	*x = Namespaces{}
+	mi := &file_assay_evidence_evidence_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Namespaces) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Namespaces) ProtoMessage() {}
+
+func (x *Namespaces) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_evidence_evidence_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Namespaces.ProtoReflect.Descriptor instead.
+func (*Namespaces) Descriptor() ([]byte, []int) {
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Namespaces) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostPid() bool {
+	if x != nil {
+		return x.HostPid
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostMount() bool {
+	if x != nil {
+		return x.HostMount
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostNet() bool {
+	if x != nil {
+		return x.HostNet
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostUser() bool {
+	if x != nil {
+		return x.HostUser
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostCgroup() bool {
+	if x != nil {
+		return x.HostCgroup
+	}
+	return false
+}
+
+func (x *Namespaces) GetHostIpc() bool {
+	if x != nil {
+		return x.HostIpc
+	}
+	return false
+}
+
+type Integrity struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Known           bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	Traced          bool                   `protobuf:"varint,2,opt,name=traced,proto3" json:"traced,omitempty"`
+	MemoryWritten   bool                   `protobuf:"varint,3,opt,name=memory_written,json=memoryWritten,proto3" json:"memory_written,omitempty"`
+	DescriptorTaken bool                   `protobuf:"varint,4,opt,name=descriptor_taken,json=descriptorTaken,proto3" json:"descriptor_taken,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Integrity) Reset() {
+	*x = Integrity{}
+	mi := &file_assay_evidence_evidence_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Integrity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Integrity) ProtoMessage() {}
+
+func (x *Integrity) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_evidence_evidence_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Integrity.ProtoReflect.Descriptor instead.
+func (*Integrity) Descriptor() ([]byte, []int) {
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Integrity) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Integrity) GetTraced() bool {
+	if x != nil {
+		return x.Traced
+	}
+	return false
+}
+
+func (x *Integrity) GetMemoryWritten() bool {
+	if x != nil {
+		return x.MemoryWritten
+	}
+	return false
+}
+
+func (x *Integrity) GetDescriptorTaken() bool {
+	if x != nil {
+		return x.DescriptorTaken
+	}
+	return false
+}
+
+type Code struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Known bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	// 32 bytes.
+	Libraries     []byte `protobuf:"bytes,2,opt,name=libraries,proto3" json:"libraries,omitempty"`
+	Files         uint32 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	Anonymous     bool   `protobuf:"varint,4,opt,name=anonymous,proto3" json:"anonymous,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Code) Reset() {
+	*x = Code{}
+	mi := &file_assay_evidence_evidence_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Code) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Code) ProtoMessage() {}
+
+func (x *Code) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_evidence_evidence_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Code.ProtoReflect.Descriptor instead.
+func (*Code) Descriptor() ([]byte, []int) {
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Code) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Code) GetLibraries() []byte {
+	if x != nil {
+		return x.Libraries
+	}
+	return nil
+}
+
+func (x *Code) GetFiles() uint32 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Code) GetAnonymous() bool {
+	if x != nil {
+		return x.Anonymous
+	}
+	return false
+}
+
 type ProcessKey struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	BootId string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
@@ -193,7 +539,7 @@ type ProcessKey struct {
 
 func (x *ProcessKey) Reset() {
 	*x = ProcessKey{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[1]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +551,7 @@ func (x *ProcessKey) String() string {
 func (*ProcessKey) ProtoMessage() {}
 
 func (x *ProcessKey) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[1]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -218,7 +564,7 @@ func (x *ProcessKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessKey.ProtoReflect.Descriptor instead.
 func (*ProcessKey) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{1}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProcessKey) GetBootId() string {
@@ -253,15 +599,18 @@ type Executable struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// 32 bytes, or empty when unknown.
-	Sha256        []byte `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	Size          int64  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Sha256 []byte `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Size   int64  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Ima    bool   `protobuf:"varint,4,opt,name=ima,proto3" json:"ima,omitempty"`
+	// 32 bytes, or empty when there is none.
+	Fsverity      []byte `protobuf:"bytes,5,opt,name=fsverity,proto3" json:"fsverity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Executable) Reset() {
 	*x = Executable{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[2]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +622,7 @@ func (x *Executable) String() string {
 func (*Executable) ProtoMessage() {}
 
 func (x *Executable) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[2]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +635,7 @@ func (x *Executable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Executable.ProtoReflect.Descriptor instead.
 func (*Executable) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{2}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Executable) GetPath() string {
@@ -310,6 +659,20 @@ func (x *Executable) GetSize() int64 {
 	return 0
 }
 
+func (x *Executable) GetIma() bool {
+	if x != nil {
+		return x.Ima
+	}
+	return false
+}
+
+func (x *Executable) GetFsverity() []byte {
+	if x != nil {
+		return x.Fsverity
+	}
+	return nil
+}
+
 type Credentials struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Uid                 uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -317,13 +680,25 @@ type Credentials struct {
 	User                string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	Group               string                 `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
 	SupplementaryGroups []*Group               `protobuf:"bytes,5,rep,name=supplementary_groups,json=supplementaryGroups,proto3" json:"supplementary_groups,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// The fields below mean something only if known.
+	Known bool `protobuf:"varint,6,opt,name=known,proto3" json:"known,omitempty"`
+	// Bit n is capability n.
+	Effective  uint64 `protobuf:"varint,7,opt,name=effective,proto3" json:"effective,omitempty"`
+	Permitted  uint64 `protobuf:"varint,8,opt,name=permitted,proto3" json:"permitted,omitempty"`
+	NoNewPrivs bool   `protobuf:"varint,9,opt,name=no_new_privs,json=noNewPrivs,proto3" json:"no_new_privs,omitempty"`
+	// 0 disabled, 1 strict, 2 filter.
+	Seccomp uint32 `protobuf:"varint,10,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
+	// 4294967295 is unset.
+	LoginUid      uint32 `protobuf:"varint,11,opt,name=login_uid,json=loginUid,proto3" json:"login_uid,omitempty"`
+	SessionId     uint32 `protobuf:"varint,12,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	SecurityLabel string `protobuf:"bytes,13,opt,name=security_label,json=securityLabel,proto3" json:"security_label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[3]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +710,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[3]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +723,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{3}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credentials) GetUid() uint32 {
@@ -386,6 +761,62 @@ func (x *Credentials) GetSupplementaryGroups() []*Group {
 	return nil
 }
 
+func (x *Credentials) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *Credentials) GetEffective() uint64 {
+	if x != nil {
+		return x.Effective
+	}
+	return 0
+}
+
+func (x *Credentials) GetPermitted() uint64 {
+	if x != nil {
+		return x.Permitted
+	}
+	return 0
+}
+
+func (x *Credentials) GetNoNewPrivs() bool {
+	if x != nil {
+		return x.NoNewPrivs
+	}
+	return false
+}
+
+func (x *Credentials) GetSeccomp() uint32 {
+	if x != nil {
+		return x.Seccomp
+	}
+	return 0
+}
+
+func (x *Credentials) GetLoginUid() uint32 {
+	if x != nil {
+		return x.LoginUid
+	}
+	return 0
+}
+
+func (x *Credentials) GetSessionId() uint32 {
+	if x != nil {
+		return x.SessionId
+	}
+	return 0
+}
+
+func (x *Credentials) GetSecurityLabel() string {
+	if x != nil {
+		return x.SecurityLabel
+	}
+	return ""
+}
+
 type Group struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Gid           uint32                 `protobuf:"varint,1,opt,name=gid,proto3" json:"gid,omitempty"`
@@ -396,7 +827,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[4]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +839,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[4]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +852,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{4}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Group) GetGid() uint32 {
@@ -449,7 +880,7 @@ type Cgroup struct {
 
 func (x *Cgroup) Reset() {
 	*x = Cgroup{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[5]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +892,7 @@ func (x *Cgroup) String() string {
 func (*Cgroup) ProtoMessage() {}
 
 func (x *Cgroup) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[5]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +905,7 @@ func (x *Cgroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cgroup.ProtoReflect.Descriptor instead.
 func (*Cgroup) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{5}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Cgroup) GetId() uint64 {
@@ -510,7 +941,7 @@ type Ancestor struct {
 
 func (x *Ancestor) Reset() {
 	*x = Ancestor{}
-	mi := &file_assay_evidence_evidence_proto_msgTypes[6]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +953,7 @@ func (x *Ancestor) String() string {
 func (*Ancestor) ProtoMessage() {}
 
 func (x *Ancestor) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_evidence_evidence_proto_msgTypes[6]
+	mi := &file_assay_evidence_evidence_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +966,7 @@ func (x *Ancestor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ancestor.ProtoReflect.Descriptor instead.
 func (*Ancestor) Descriptor() ([]byte, []int) {
-	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{6}
+	return file_assay_evidence_evidence_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ancestor) GetExecId() uint64 {
@@ -570,7 +1001,7 @@ var File_assay_evidence_evidence_proto protoreflect.FileDescriptor
 
 const file_assay_evidence_evidence_proto_rawDesc = "" +
 	"\n" +
-	"\x1dassay/evidence/evidence.proto\x12\x11assay.evidence.v1\"\xa5\x03\n" +
+	"\x1dassay/evidence/evidence.proto\x12\x11assay.evidence.v1\"\xfa\x04\n" +
 	"\x05Facts\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.assay.evidence.v1.ProcessKeyR\aprocess\x12+\n" +
 	"\x04tier\x18\x02 \x01(\x0e2\x17.assay.evidence.v1.TierR\x04tier\x12=\n" +
@@ -581,24 +1012,74 @@ const file_assay_evidence_evidence_proto_rawDesc = "" +
 	"\x06cgroup\x18\x05 \x01(\v2\x19.assay.evidence.v1.CgroupR\x06cgroup\x129\n" +
 	"\tancestors\x18\x06 \x03(\v2\x1b.assay.evidence.v1.AncestorR\tancestors\x12+\n" +
 	"\x11lineage_truncated\x18\a \x01(\bR\x10lineageTruncated\x12\x1a\n" +
-	"\bobserved\x18\b \x01(\bR\bobserved\"y\n" +
+	"\bobserved\x18\b \x01(\bR\bobserved\x12+\n" +
+	"\x04exec\x18\t \x01(\v2\x17.assay.evidence.v1.ExecR\x04exec\x12=\n" +
+	"\n" +
+	"namespaces\x18\n" +
+	" \x01(\v2\x1d.assay.evidence.v1.NamespacesR\n" +
+	"namespaces\x12:\n" +
+	"\tintegrity\x18\v \x01(\v2\x1c.assay.evidence.v1.IntegrityR\tintegrity\x12+\n" +
+	"\x04code\x18\f \x01(\v2\x17.assay.evidence.v1.CodeR\x04code\"\xcb\x01\n" +
+	"\x04Exec\x12\x18\n" +
+	"\adeleted\x18\x01 \x01(\bR\adeleted\x12\x1f\n" +
+	"\vmemory_file\x18\x02 \x01(\bR\n" +
+	"memoryFile\x12\x15\n" +
+	"\x06set_id\x18\x03 \x01(\bR\x05setId\x12\x19\n" +
+	"\bfs_magic\x18\x04 \x01(\x04R\afsMagic\x12\x16\n" +
+	"\x06script\x18\x05 \x01(\bR\x06script\x12>\n" +
+	"\vscript_file\x18\x06 \x01(\v2\x1d.assay.evidence.v1.ExecutableR\n" +
+	"scriptFile\"\xd0\x01\n" +
+	"\n" +
+	"Namespaces\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x19\n" +
+	"\bhost_pid\x18\x02 \x01(\bR\ahostPid\x12\x1d\n" +
+	"\n" +
+	"host_mount\x18\x03 \x01(\bR\thostMount\x12\x19\n" +
+	"\bhost_net\x18\x04 \x01(\bR\ahostNet\x12\x1b\n" +
+	"\thost_user\x18\x05 \x01(\bR\bhostUser\x12\x1f\n" +
+	"\vhost_cgroup\x18\x06 \x01(\bR\n" +
+	"hostCgroup\x12\x19\n" +
+	"\bhost_ipc\x18\a \x01(\bR\ahostIpc\"\x8b\x01\n" +
+	"\tIntegrity\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x16\n" +
+	"\x06traced\x18\x02 \x01(\bR\x06traced\x12%\n" +
+	"\x0ememory_written\x18\x03 \x01(\bR\rmemoryWritten\x12)\n" +
+	"\x10descriptor_taken\x18\x04 \x01(\bR\x0fdescriptorTaken\"n\n" +
+	"\x04Code\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x1c\n" +
+	"\tlibraries\x18\x02 \x01(\fR\tlibraries\x12\x14\n" +
+	"\x05files\x18\x03 \x01(\rR\x05files\x12\x1c\n" +
+	"\tanonymous\x18\x04 \x01(\bR\tanonymous\"y\n" +
 	"\n" +
 	"ProcessKey\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x12\n" +
 	"\x04tgid\x18\x02 \x01(\rR\x04tgid\x12%\n" +
 	"\x0estart_boottime\x18\x03 \x01(\x04R\rstartBoottime\x12\x17\n" +
-	"\aexec_id\x18\x04 \x01(\x04R\x06execId\"L\n" +
+	"\aexec_id\x18\x04 \x01(\x04R\x06execId\"z\n" +
 	"\n" +
 	"Executable\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\"\xa8\x01\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x10\n" +
+	"\x03ima\x18\x04 \x01(\bR\x03ima\x12\x1a\n" +
+	"\bfsverity\x18\x05 \x01(\fR\bfsverity\"\x99\x03\n" +
 	"\vCredentials\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\x12\x14\n" +
 	"\x05group\x18\x04 \x01(\tR\x05group\x12K\n" +
-	"\x14supplementary_groups\x18\x05 \x03(\v2\x18.assay.evidence.v1.GroupR\x13supplementaryGroups\"-\n" +
+	"\x14supplementary_groups\x18\x05 \x03(\v2\x18.assay.evidence.v1.GroupR\x13supplementaryGroups\x12\x14\n" +
+	"\x05known\x18\x06 \x01(\bR\x05known\x12\x1c\n" +
+	"\teffective\x18\a \x01(\x04R\teffective\x12\x1c\n" +
+	"\tpermitted\x18\b \x01(\x04R\tpermitted\x12 \n" +
+	"\fno_new_privs\x18\t \x01(\bR\n" +
+	"noNewPrivs\x12\x18\n" +
+	"\aseccomp\x18\n" +
+	" \x01(\rR\aseccomp\x12\x1b\n" +
+	"\tlogin_uid\x18\v \x01(\rR\bloginUid\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\f \x01(\rR\tsessionId\x12%\n" +
+	"\x0esecurity_label\x18\r \x01(\tR\rsecurityLabel\"-\n" +
 	"\x05Group\x12\x10\n" +
 	"\x03gid\x18\x01 \x01(\rR\x03gid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"E\n" +
@@ -632,31 +1113,40 @@ func file_assay_evidence_evidence_proto_rawDescGZIP() []byte {
 }
 
 var file_assay_evidence_evidence_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_assay_evidence_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_assay_evidence_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_assay_evidence_evidence_proto_goTypes = []any{
 	(Tier)(0),           // 0: assay.evidence.v1.Tier
 	(*Facts)(nil),       // 1: assay.evidence.v1.Facts
-	(*ProcessKey)(nil),  // 2: assay.evidence.v1.ProcessKey
-	(*Executable)(nil),  // 3: assay.evidence.v1.Executable
-	(*Credentials)(nil), // 4: assay.evidence.v1.Credentials
-	(*Group)(nil),       // 5: assay.evidence.v1.Group
-	(*Cgroup)(nil),      // 6: assay.evidence.v1.Cgroup
-	(*Ancestor)(nil),    // 7: assay.evidence.v1.Ancestor
+	(*Exec)(nil),        // 2: assay.evidence.v1.Exec
+	(*Namespaces)(nil),  // 3: assay.evidence.v1.Namespaces
+	(*Integrity)(nil),   // 4: assay.evidence.v1.Integrity
+	(*Code)(nil),        // 5: assay.evidence.v1.Code
+	(*ProcessKey)(nil),  // 6: assay.evidence.v1.ProcessKey
+	(*Executable)(nil),  // 7: assay.evidence.v1.Executable
+	(*Credentials)(nil), // 8: assay.evidence.v1.Credentials
+	(*Group)(nil),       // 9: assay.evidence.v1.Group
+	(*Cgroup)(nil),      // 10: assay.evidence.v1.Cgroup
+	(*Ancestor)(nil),    // 11: assay.evidence.v1.Ancestor
 }
 var file_assay_evidence_evidence_proto_depIdxs = []int32{
-	2, // 0: assay.evidence.v1.Facts.process:type_name -> assay.evidence.v1.ProcessKey
-	0, // 1: assay.evidence.v1.Facts.tier:type_name -> assay.evidence.v1.Tier
-	3, // 2: assay.evidence.v1.Facts.executable:type_name -> assay.evidence.v1.Executable
-	4, // 3: assay.evidence.v1.Facts.credentials:type_name -> assay.evidence.v1.Credentials
-	6, // 4: assay.evidence.v1.Facts.cgroup:type_name -> assay.evidence.v1.Cgroup
-	7, // 5: assay.evidence.v1.Facts.ancestors:type_name -> assay.evidence.v1.Ancestor
-	5, // 6: assay.evidence.v1.Credentials.supplementary_groups:type_name -> assay.evidence.v1.Group
-	3, // 7: assay.evidence.v1.Ancestor.executable:type_name -> assay.evidence.v1.Executable
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	6,  // 0: assay.evidence.v1.Facts.process:type_name -> assay.evidence.v1.ProcessKey
+	0,  // 1: assay.evidence.v1.Facts.tier:type_name -> assay.evidence.v1.Tier
+	7,  // 2: assay.evidence.v1.Facts.executable:type_name -> assay.evidence.v1.Executable
+	8,  // 3: assay.evidence.v1.Facts.credentials:type_name -> assay.evidence.v1.Credentials
+	10, // 4: assay.evidence.v1.Facts.cgroup:type_name -> assay.evidence.v1.Cgroup
+	11, // 5: assay.evidence.v1.Facts.ancestors:type_name -> assay.evidence.v1.Ancestor
+	2,  // 6: assay.evidence.v1.Facts.exec:type_name -> assay.evidence.v1.Exec
+	3,  // 7: assay.evidence.v1.Facts.namespaces:type_name -> assay.evidence.v1.Namespaces
+	4,  // 8: assay.evidence.v1.Facts.integrity:type_name -> assay.evidence.v1.Integrity
+	5,  // 9: assay.evidence.v1.Facts.code:type_name -> assay.evidence.v1.Code
+	7,  // 10: assay.evidence.v1.Exec.script_file:type_name -> assay.evidence.v1.Executable
+	9,  // 11: assay.evidence.v1.Credentials.supplementary_groups:type_name -> assay.evidence.v1.Group
+	7,  // 12: assay.evidence.v1.Ancestor.executable:type_name -> assay.evidence.v1.Executable
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_assay_evidence_evidence_proto_init() }
@@ -670,7 +1160,7 @@ func file_assay_evidence_evidence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_evidence_evidence_proto_rawDesc), len(file_assay_evidence_evidence_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -10,7 +10,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
-	evidencev1 "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
@@ -196,58 +195,4 @@ func agentToProto(n *nodes.Node, m *types.AgentMask) *types.Agent {
 		p.Selectors = selectorsToProto(n.Selectors)
 	}
 	return p
-}
-
-// factsFromProto reads what an agent states about a process.
-func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
-	if p.GetProcess() == nil {
-		return nil, fmt.Errorf("the facts name no process")
-	}
-	exe, err := executableFromProto(p.Executable)
-	if err != nil {
-		return nil, err
-	}
-	tier := selectors.TierNone
-	switch p.Tier {
-	case evidencev1.Tier_TIER_T1:
-		tier = selectors.TierT1
-	case evidencev1.Tier_TIER_T2:
-		tier = selectors.TierT2
-	case evidencev1.Tier_TIER_T3:
-		tier = selectors.TierT3
-	}
-	c, k := p.GetCredentials(), p.GetProcess()
-	f := &selectors.Facts{
-		Process:          selectors.ProcessKey{BootID: k.BootId, TGID: k.Tgid, StartBoottime: k.StartBoottime, ExecID: k.ExecId},
-		Tier:             tier,
-		Executable:       exe,
-		Cgroup:           selectors.Cgroup{ID: p.GetCgroup().GetId(), Path: p.GetCgroup().GetPath(), V1Path: p.GetCgroup().GetV1Path()},
-		LineageTruncated: p.LineageTruncated,
-		Observed:         p.Observed,
-	}
-	if c == nil {
-		return nil, fmt.Errorf("the facts name no credentials") // absent must not read as root
-	}
-	f.Credentials = selectors.Credentials{UID: c.Uid, GID: c.Gid, User: c.User, Group: c.Group}
-	for _, g := range c.SupplementaryGroups {
-		f.Credentials.SupplementaryGroups = append(f.Credentials.SupplementaryGroups, selectors.Group{GID: g.GetGid(), Name: g.GetName()})
-	}
-	for _, a := range p.Ancestors {
-		exe, err := executableFromProto(a.GetExecutable())
-		if err != nil {
-			return nil, err
-		}
-		f.Ancestors = append(f.Ancestors, selectors.Ancestor{ExecID: a.GetExecId(), TGID: a.GetTgid(), Observed: a.GetObserved(), Executable: exe})
-	}
-	return f, nil
-}
-
-func executableFromProto(p *evidencev1.Executable) (selectors.Executable, error) {
-	e := selectors.Executable{Path: p.GetPath(), Size: p.GetSize()}
-	switch n := copy(e.SHA256[:], p.GetSha256()); {
-	case len(p.GetSha256()) == 0: // unknown
-	case len(p.GetSha256()) != len(e.SHA256), n != len(e.SHA256):
-		return e, fmt.Errorf("a SHA-256 digest has %d bytes", len(p.GetSha256()))
-	}
-	return e, nil
 }
