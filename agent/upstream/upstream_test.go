@@ -212,3 +212,19 @@ func TestFactsProtoKeepsEveryField(t *testing.T) {
 		t.Error("an unknown digest is sent as one")
 	}
 }
+
+func FuzzRestore(f *testing.F) {
+	f.Add([]byte(`{"attestor":"join_token","chain":["AA=="],"key":"AA==","bundle":"e30=","reattestable":true}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(dir+"/agent.json", data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := client(dir)
+		c.load() // whatever is there, the agent starts
+		if c.node != nil && (c.node.svid.PrivateKey == nil || len(c.node.svid.Certificates) == 0) {
+			t.Errorf("restored half an identity: %+v", c.node.svid)
+		}
+	})
+}
