@@ -35,6 +35,7 @@ type Attestor struct {
 	users   names
 	groups  names
 	cgroups cgroupPaths
+	unknown unknownImages
 }
 
 // rememberedImages bounds the digests that are kept, at about 200 bytes each.
@@ -168,22 +169,4 @@ func chain(t *bpf.Task) []lineage.Image {
 		out[i] = lineage.Image{Holder: anc.Process, Observed: anc.Flags.Has(bpf.Observed)}
 	}
 	return out
-}
-
-// programs finds the programs of ancestors (lineage.Programs).
-type programs struct{ a *Attestor }
-
-func (p programs) Known(execID uint64) (selectors.Executable, bool) { return p.a.hasher.Known(execID) }
-
-func (p programs) Running(ctx context.Context, holder selectors.ProcessKey) (selectors.Executable, error) {
-	proc, err := process.Pin(p.a.sensor, holder)
-	if err != nil {
-		return selectors.Executable{}, err
-	}
-	defer proc.Close()
-	task, err := p.a.task(proc)
-	if err != nil {
-		return selectors.Executable{}, err
-	}
-	return p.a.hasher.Executable(ctx, proc, image(&task))
 }
