@@ -59,9 +59,8 @@ func child(t *testing.T, path string) (pid int, stop func(), ok bool) {
 
 // real is a running program; that it is pinned is not this package's matter.
 type real struct {
-	pid  int
-	id   uint64
-	read int
+	pid int
+	id  uint64
 }
 
 func (r *real) Key() selectors.ProcessKey {
