@@ -57,7 +57,7 @@ func TestExecOnOpenStream(t *testing.T) {
 	w.next(t, shared)
 	other.next(t, shared)
 	refused := shared.logs.count("caller refused")
-	if _, err := fmt.Fprintln(w.stdin); err != nil {
+	if _, err := fmt.Fprintln(w.stdin, "exec"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the exec", func() bool { return strings.Contains(w.text(), "executed") })
@@ -73,7 +73,8 @@ func TestExecOnOpenStream(t *testing.T) {
 	}
 }
 
-// A caller that ends takes its stream with it and nobody else's.
+// A caller that ends takes its stream with it and nobody else's, even if a child inherited the
+// connection.
 func TestCallerExits(t *testing.T) {
 	shared.create(t, "/w", "--selector", me(t))
 	stays := shared.startWorkload(t, self)
@@ -89,6 +90,7 @@ func TestCallerExits(t *testing.T) {
 	for _, end := range []func(w *workload) error{
 		func(w *workload) error { return w.stdin.Close() },
 		func(w *workload) error { return w.cmd.Process.Kill() },
+		func(w *workload) error { _, err := fmt.Fprintln(w.stdin, "fork"); return err },
 	} {
 		w := shared.startWorkload(t, self)
 		w.next(t, shared)

@@ -37,8 +37,9 @@ type event struct {
 }
 
 // beWorkload opens one FetchX509SVID stream, without go-spiffe's reconnecting, and prints its
-// events. A line on its input makes it execute the role drain with the connection still open;
-// the input's end makes it exit.
+// events. "exec" on its input makes it execute the role drain with the connection still open,
+// "fork" makes it leave the connection to a child of that role and exit; so does the input's
+// end, without a child.
 func beWorkload() int {
 	var fd int
 	conn, err := grpc.NewClient("passthrough:///agent", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
@@ -61,7 +62,8 @@ func beWorkload() int {
 			_ = out.Encode(e)
 		}
 	}()
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+	order, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	if err != nil {
 		return 0
 	}
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
@@ -69,7 +71,15 @@ func beWorkload() int {
 	}
 	os.Setenv("ASSAY_ROLE", "drain")
 	os.Setenv("ASSAY_FD", fmt.Sprint(fd))
-	panic(syscall.Exec(self, []string{self}, os.Environ()))
+	if order == "exec\n" {
+		panic(syscall.Exec(self, []string{self}, os.Environ()))
+	}
+	child := exec.Command(self)
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	if err := child.Start(); err != nil {
+		panic(err)
+	}
+	return 0
 }
 
 // follow yields the events of one stream, its end last.
@@ -146,6 +156,7 @@ func (m *machine) startWorkload(t *testing.T, program string) *workload {
 	w := &workload{cmd: exec.Command(program), events: make(chan event, 1000)}
 	w.cmd.Env = append(m.environ(), "ASSAY_ROLE=workload")
 	w.cmd.Stderr = os.Stderr
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its children end with it
 	stdout, err := w.cmd.StdoutPipe()
 	if err == nil {
 		w.stdin, err = w.cmd.StdinPipe()
@@ -174,7 +185,7 @@ func (m *machine) startWorkload(t *testing.T, program string) *workload {
 	}()
 	t.Cleanup(func() {
 		w.stdin.Close()
-		_ = w.cmd.Process.Signal(syscall.SIGKILL)
+		_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL)
 		<-read
 		_ = w.cmd.Wait()
 	})
