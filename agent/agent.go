@@ -104,7 +104,7 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 	return &upstream.TPM{Device: dev}, func() { dev.Close() }, nil
 }
 
-func (a *Agent) serve(ctx context.Context, workloads, admin net.Listener) error {
+func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
 	workloadapi.New(a.workload, a.svids, a.log).Register(faces)
 	operators := grpc.NewServer()
@@ -112,7 +112,7 @@ func (a *Agent) serve(ctx context.Context, workloads, admin net.Listener) error 
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
-	group.Go(func() error { return a.sensor.Events(ctx, func(bpf.Event) {}) })
+	group.Go(func() error { return a.sensor.Events(ctx, workloads.Notify) })
 	for server, l := range map[*grpc.Server]net.Listener{faces: workloads, operators: admin} {
 		group.Go(func() error { return server.Serve(l) })
 		group.Go(func() error {
@@ -139,7 +139,7 @@ func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
 }
 
 // listenWorkloads opens the Workload API's socket for every process of the node.
-func listenWorkloads(ctx context.Context, path string, sensor *bpf.Sensor, log *slog.Logger) (net.Listener, error) {
+func listenWorkloads(ctx context.Context, path string, sensor *bpf.Sensor, log *slog.Logger) (*caller.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket_path: %w", err)
 	}

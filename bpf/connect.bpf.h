@@ -48,6 +48,8 @@ int on_connect(struct bpf_sock_addr *ctx)
 	struct task_record *r = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
 	if (!may_write(k, r))
 		return 1;
+	if (r && BPF_CORE_READ(t, ptrace) && !(r->integrity.flags & PTRACE_ATTACHED))
+		tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
 	read_caller(&k->who, t, r);
 	k->pid = (__u64)BPF_CORE_READ(t, signal, pids[1]);
 	barrier();
@@ -93,8 +95,12 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 		};
 		b->state |= ALIVE;
 		b->exec_id_now = r->exec_id;
-		if (BPF_CORE_READ(t, ptrace))
+		if (t->ptrace) {
 			b->state |= TRACED;
+			if (!(r->integrity.flags & PTRACE_ATTACHED))
+				tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
+		}
+		r->bound = 1;
 		b->tables = BPF_CORE_READ(fs, count.counter);
 		b->threads = BPF_CORE_READ(t, signal, nr_threads);
 		if (f) /* looks at 262,144 descriptors; any beyond count as not held */
@@ -143,5 +149,6 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;
 	look_at_owner(b, f);
+	read_peer_now(&b->now, (struct sock *)u);
 	return 1;
 }

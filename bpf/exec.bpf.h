@@ -6,7 +6,7 @@
  * Also:   tp_btf/sched_prepare_exec (6.10) or fentry/security_bprm_creds_for_exec: execve from a
  *         thread that is not the leader makes that thread the leader, and storage sits on
  *         the thread, so the leader's record is copied to it first.
- * Events: one exec_event without waking the reader, who polls.
+ * Events: one, which wakes the reader only if the process is bound; else the reader polls.
  */
 #pragma once
 
@@ -32,24 +32,23 @@ static __always_inline void push_ancestor(struct task_record *r)
 	a->flags = (r->flags & ~FORKED) | (forked ? 0 : REPLACED_IN_PLACE);
 }
 
-static __always_inline void emit(const struct task_record *r, struct sensor_state *s)
+/* Everything about the execve that does not fit into the task's record. */
+static __always_inline void note_facts(struct task_struct *t, struct linux_binprm *bprm, __u64 exec_id)
 {
-	struct exec_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		__sync_fetch_and_add(&s->events_lost, 1);
+	__u32 zero = 0;
+	struct exec_info *info = bpf_map_lookup_elem(&exec_scratch, &zero);
+	if (!info)
 		return;
+	struct exec_facts *f = bpf_task_storage_get(&starting, t, 0, 0);
+	if (f) {
+		__builtin_memcpy(&info->facts, f, sizeof(*f));
+		bpf_task_storage_delete(&starting, t);
+	} else {
+		__builtin_memset(&info->facts, 0, sizeof(info->facts));
 	}
-	e->exec_id = r->exec_id;
-	e->start = r->start;
-	e->time = bpf_ktime_get_boot_ns();
-	e->parent_exec_id = r->ancestors[0].exec_id;
-	e->cgroup = r->cgroup;
-	e->ino = r->exe.ino;
-	e->dev = r->exe.dev;
-	e->tgid = r->tgid;
-	e->uid = r->uid;
-	e->flags = r->flags;
-	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	if (bpf_probe_read_kernel_str(info->path, sizeof(info->path), BPF_CORE_READ(bprm, filename)) < 0)
+		info->path[0] = 0;
+	bpf_map_update_elem(&execs, &exec_id, info, BPF_ANY);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -77,6 +76,8 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	read_executable(&r->exe, BPF_CORE_READ(bprm, file, f_inode));
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		flags |= SECURE_EXEC;
+	if (BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename))
+		flags |= SCRIPT;
 	r->flags = flags | file_flags(&r->exe);
 	r->tgid = t->tgid;
 	r->start = t->start_boottime;
@@ -85,9 +86,15 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	r->cgroup = bpf_get_current_cgroup_id();
 	r->uid = BPF_CORE_READ(t, cred, euid.val);
 	r->gid = BPF_CORE_READ(t, cred, egid.val);
+	__u32 bound = r->bound;
+	r->bound = 0;
+	__u64 id = __sync_fetch_and_add(&s->next_exec_id, 1);
+	note_facts(t, bprm, id);
 	barrier();
-	*(volatile __u64 *)&r->exec_id = __sync_fetch_and_add(&s->next_exec_id, 1);
-	emit(r, s);
+	*(volatile __u64 *)&r->exec_id = id;
+	if (t->ptrace)
+		tamper(r, PTRACE_ATTACHED, t->parent->tgid, 0);
+	emit(r, EVENT_EXEC, bound ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	return 0;
 }
 

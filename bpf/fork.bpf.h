@@ -25,5 +25,6 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	c->forker_tgid = p->tgid;
 	c->forker_start = p->start;
 	c->flags |= FORKED;
+	c->bound = 0;
 	return 0;
 }

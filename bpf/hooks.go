@@ -5,10 +5,10 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/assay-id/assay/selectors"
@@ -41,8 +41,8 @@ var (
 )
 
 const (
-	seedProgram   = "seed"
-	spliceProgram = "on_splice" // T1, and not vital: it is not a documented kernel function
+	seedProgram = "seed"
+	lookProgram = "look"
 )
 
 // door is a set of programs that together tell who connects, and hold a tier.
@@ -57,6 +57,28 @@ var doors = []door{
 	{selectors.TierT1, []string{"see_unix_connect", "see_sendmsg", "see_recvmsg", "see_file_receive"}},
 	{selectors.TierT2, []string{"on_connect", "on_getsockname"}},
 }
+
+// feature is a fact beside lineage and binding. Without its hooks the fact is unknown.
+type feature struct {
+	// tier is the only one that needs it; none is every tier.
+	tier selectors.Tier
+	// sets, strongest first; one is enough.
+	sets [][]string
+	// loss is what goes unseen without it.
+	loss string
+}
+
+var features = []feature{
+	{sets: [][]string{{"on_ptrace_access", "on_traceme"}, {"see_ptrace_access", "see_traceme"}, {memoryProgram}}, loss: "tampering with processes"},
+	{tier: selectors.TierT2, sets: [][]string{{"on_signal"}}, loss: "debuggers between two requests of a caller"},
+	{sets: [][]string{{"on_cgroup_attach"}}, loss: "moves to another cgroup until the next request or push"},
+	{tier: selectors.TierT1, sets: [][]string{{"on_ask"}, {"see_ask"}}, loss: "changes of a caller's credentials and cgroup"},
+	{sets: [][]string{{"on_begin_exec"}, {"see_begin_exec"}}, loss: "which file a script is"},
+	{tier: selectors.TierT1, sets: [][]string{{"on_splice"}}, loss: "splice(2) from a passed socket"},
+}
+
+// memoryProgram sees memory that is written by another process, and nothing else.
+const memoryProgram = "on_mmap_lock"
 
 func mapPin(dir, name string) string  { return filepath.Join(dir, "map_"+name) }
 func linkPin(dir, name string) string { return filepath.Join(dir, "link_"+name) }
@@ -86,6 +108,11 @@ func (s *Sensor) attach(name string) error {
 }
 
 func (s *Sensor) tryAttach(name string) error {
+	if name == memoryProgram {
+		if err := checkMemoryTracepoint(); err != nil {
+			return err
+		}
+	}
 	p, err := s.loadProgram(name)
 	if err != nil {
 		return err
@@ -132,44 +159,51 @@ func (s *Sensor) attachAll(names []string) error {
 	return nil
 }
 
-// seed gives every running process a record. A process can be born behind the iterator's
-// back of a parent that had no record yet, so it runs until it finds nobody new.
-func (s *Sensor) seed() error {
-	p, err := s.loadProgram(seedProgram)
-	if err != nil {
-		return err
+// isLSM reports whether a program is of the kind that attaches but never runs where "bpf" is
+// not in the kernel's list of running LSMs.
+func (s *Sensor) isLSM(name string) bool { return s.spec.Programs[name].Type == ebpf.LSM }
+
+// lsmRuns reports whether LSM programs were seen to run.
+func (s *Sensor) lsmRuns() bool { return s.links[doors[0].programs[0]] != nil }
+
+// attachFeatures attaches what the kernel allows of the features, after the door is proven.
+func (s *Sensor) attachFeatures() {
+	for _, f := range features {
+		if f.tier != selectors.TierNone && f.tier != s.tier {
+			continue
+		}
+		var tried []string
+		var done bool
+		for _, set := range f.sets {
+			if done = (!s.isLSM(set[0]) || s.lsmRuns()) && s.attachAll(set) == nil; done {
+				break
+			}
+			tried = append(tried, set...)
+		}
+		if !done {
+			s.log.Warn("a kernel hook is unavailable: "+f.loss+" will go unseen", "because", s.firstRefusal(tried))
+		}
 	}
-	defer p.Close()
-	var before uint64
-	for range 8 {
-		if err := runIterator(p); err != nil {
-			return err
-		}
-		c, err := s.counters()
-		if err != nil {
-			return err
-		}
-		if c.seeded == before {
-			return nil
-		}
-		before = c.seeded
-	}
-	return nil
 }
 
-func runIterator(p *ebpf.Program) error {
-	it, err := link.AttachIter(link.IterOptions{Program: p})
+// checkMemoryTracepoint: older kernels pass other arguments.
+func checkMemoryTracepoint() error {
+	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return err
 	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return err
+	var t *btf.Typedef
+	if err := kernel.TypeByName("btf_trace_mmap_lock_start_locking", &t); err != nil {
+		return errors.New("this kernel has no such tracepoint")
 	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
+	p, _ := t.Type.(*btf.Pointer)
+	if p == nil {
+		return errors.New("this kernel's tracepoint is of another kind")
+	}
+	if f, ok := p.Target.(*btf.FuncProto); !ok || len(f.Params) != 3 { // context, mm, write
+		return errors.New("this kernel's tracepoint has other arguments")
+	}
+	return nil
 }
 
 func (s *Sensor) section(name string) string { return s.spec.Programs[name].SectionName }

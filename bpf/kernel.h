@@ -17,16 +17,75 @@ typedef struct {
 	__s64 counter;
 } atomic_long_t;
 
-struct pid;
+struct ns_common {
+	unsigned int inum;
+};
+struct user_namespace {
+	struct ns_common ns;
+};
+struct pid_namespace {
+	struct ns_common ns;
+};
+struct mnt_namespace {
+	struct ns_common ns;
+};
+struct net {
+	struct ns_common ns;
+};
+struct cgroup_namespace {
+	struct ns_common ns;
+};
+struct ipc_namespace {
+	struct ns_common ns;
+};
+struct uts_namespace {
+	struct ns_common ns;
+};
+struct nsproxy {
+	struct uts_namespace *uts_ns;
+	struct ipc_namespace *ipc_ns;
+	struct mnt_namespace *mnt_ns;
+	struct net *net_ns;
+	struct cgroup_namespace *cgroup_ns;
+};
+struct hlist_node {
+	struct hlist_node *next, **pprev;
+};
+struct hlist_head {
+	struct hlist_node *first;
+};
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+struct pid {
+	unsigned int level;
+	struct hlist_head tasks[4]; /* [1] holds the thread group's leader */
+	struct upid numbers[1];
+};
 typedef struct {
 	__u32 val;
 } kuid_t;
 typedef struct {
 	__u32 val;
 } kgid_t;
+typedef struct {
+	__u64 val; /* 6.3; before, two halves in the same places on little-endian machines */
+} kernel_cap_t;
 struct cred {
-	kuid_t euid;
-	kgid_t egid;
+	kuid_t uid, suid, euid, fsuid;
+	kgid_t gid, sgid, egid, fsgid;
+	kernel_cap_t cap_permitted, cap_effective;
+	struct user_namespace *user_ns;
+};
+struct seccomp {
+	int mode;
+};
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+};
+struct pt_regs___arm64 {
+	__s32 syscallno;
 };
 
 struct timespec64 {
@@ -82,16 +141,24 @@ struct cgroup {
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
+struct task_struct;
 struct mm_struct {
 	struct file *exe_file;
+	struct task_struct *owner; /* CONFIG_MEMCG */
 };
 struct task_struct {
 	pid_t pid, tgid;
 	__u64 start_boottime;
-	unsigned int ptrace;
-	struct task_struct *group_leader, *real_parent;
+	unsigned int flags, ptrace, sessionid;
+	unsigned long atomic_flags;
+	kuid_t loginuid;
+	struct seccomp seccomp;
+	struct task_struct *group_leader, *real_parent, *parent;
 	struct mm_struct *mm;
-	const struct cred *cred;
+	const struct cred *cred, *real_cred;
+	struct nsproxy *nsproxy;
+	struct pid *thread_pid;
+	struct hlist_node pid_links[4];
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 	struct files_struct *files;
@@ -99,6 +166,7 @@ struct task_struct {
 struct linux_binprm {
 	unsigned int secureexec : 1;
 	struct file *file;
+	const char *filename, *interp;
 };
 
 struct socket {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -42,13 +43,34 @@ type Sensor struct {
 	hooks  []Hook
 	tier   selectors.Tier
 	log    *slog.Logger
+	// watched says since when, and which tampering, the hooks never miss.
+	watched watched
+	host    namespaces
+	looking sync.Mutex // questions over the map `looked`
+}
+
+// watched is a part of sensor_settings: see wire.h.
+type watched struct {
+	since uint64 // exec id
+	kinds Tampering
 }
 
 // settings are the bytes of sensor_settings in wire.h.
 type settings struct {
-	Build     uint64
-	AgentTGID uint32
-	Tier      uint32
+	Build       uint64
+	TamperSince uint64
+	Protected   uint64
+	PinIno      uint64
+	PinDev      uint32
+	AgentTGID   uint32
+	Tier        uint32
+	TamperSeen  uint32
+}
+
+// looked are the bytes of the map `looked`.
+type looked struct {
+	TGID uint64
+	Now  [nowSize]byte
 }
 
 // build names the object file: pins that another object made are not used.
@@ -155,6 +177,10 @@ func (s *Sensor) startAnew(least selectors.Tier) error {
 	if err := s.chooseDoor(); err != nil {
 		return err
 	}
+	s.attachFeatures()
+	if err := s.noteWatched(); err != nil {
+		return err
+	}
 	s.noteTheRest("not tried, because another hook that it needs is refused")
 	if err := s.checkTier(least); err != nil {
 		return err
@@ -178,7 +204,7 @@ func (s *Sensor) makeMaps() error {
 		return fmt.Errorf("reading the boot clock: %w", err)
 	}
 	ns := uint64(now.Nano())
-	if err := s.maps["state"].Put(uint32(0), [stateSize / 8]uint64{ns, ns / 1e6}); err != nil {
+	if err := s.maps["state"].Put(uint32(0), [stateSize / 8]uint64{ns, ns / 1e6, 5: 1}); err != nil {
 		return fmt.Errorf("writing the sensor's state: %w", err)
 	}
 	for name, m := range s.maps {
@@ -207,7 +233,6 @@ func (s *Sensor) chooseDoor() error {
 		s.tier = d.tier
 		err := s.prove()
 		if err == nil {
-			s.attachSplice()
 			return nil
 		}
 		s.tier = selectors.TierNone
@@ -227,10 +252,23 @@ func (s *Sensor) chooseDoor() error {
 		runningLSMs(), strings.Join(refusals, "; "))}
 }
 
-func (s *Sensor) attachSplice() {
-	if s.tier == selectors.TierT1 && s.attach(spliceProgram) != nil {
-		s.log.Warn("splice(2) from a passed socket will go unseen", "because", s.firstRefusal([]string{spliceProgram}))
+// noteWatched notes from which image on the hooks see tampering, and which.
+func (s *Sensor) noteWatched() error {
+	c, err := s.counters()
+	if err != nil {
+		return err
 	}
+	s.host = c.host
+	for i, set := range features[0].sets {
+		if s.links[set[0]] == nil {
+			continue
+		}
+		s.watched = watched{c.nextExecID, knownTampering}
+		if i == len(features[0].sets)-1 {
+			s.watched.kinds = MemoryWritten
+		}
+	}
+	return nil
 }
 
 func runningLSMs() string {
@@ -246,7 +284,8 @@ func (s *Sensor) writeSettings(build uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := s.maps["settings"].Put(uint32(0), settings{build, me.TGID, uint32(s.tier)}); err != nil {
+	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
+	if err := s.maps["settings"].Put(uint32(0), set); err != nil {
 		return fmt.Errorf("writing the sensor's settings: %w", err)
 	}
 	return nil

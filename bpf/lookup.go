@@ -42,14 +42,11 @@ func (s *Sensor) Watch(listenFD int) error {
 	return nil
 }
 
-// Binding returns who connected the accepted socket; at T2 also who holds the other end at
-// this moment. ErrNoBinding if the kernel has no record. About 4 µs.
+// Binding returns who connected the accepted socket, how that process is now, and at T2 also
+// who holds the other end at this moment. ErrNoBinding if the kernel has no record. About 4 µs.
 func (s *Sensor) Binding(connFD int) (Binding, error) {
-	var before uint64
-	if s.tier == selectors.TierT2 {
-		before = bootNow()
-		getsockname(connFD)
-	}
+	before := bootNow()
+	getsockname(connFD)
 	raw, err := s.maps["bindings"].LookupBytes(uint32(connFD))
 	if err != nil {
 		return Binding{}, fmt.Errorf("looking up the binding: %w", err)
@@ -61,10 +58,25 @@ func (s *Sensor) Binding(connFD int) (Binding, error) {
 	if err != nil {
 		return Binding{}, err
 	}
-	if b.Tier != s.tier || asked < before {
+	if b.Tier != s.tier || (s.tier == selectors.TierT2 && asked < before) {
 		return Binding{}, fmt.Errorf("%w: the hook gave no answer now", ErrNoBinding)
 	}
+	if asked < before { // the hook is unavailable
+		b.Now = Now{}
+	}
+	s.complete(&b.Task)
+	s.markHost(&b.Credentials.Namespaces)
+	s.markHost(&b.Now.Credentials.Namespaces)
 	return b, nil
+}
+
+// complete tells what the hooks would have seen of tampering with the task's image: nothing
+// for sure if that ran before they were attached.
+func (s *Sensor) complete(t *Task) {
+	if t.Flags.Has(Observed) && t.Process.ExecID >= s.watched.since {
+		t.Integrity.Sees = s.watched.kinds
+	}
+	t.Integrity.Known = t.Integrity.Sees == knownTampering
 }
 
 // getsockname asks the kernel for the socket's name for the sake of the hook that runs then.
@@ -88,7 +100,24 @@ func (s *Sensor) Task(pidfd int) (Task, error) {
 	if err != nil {
 		return Task{}, err
 	}
-	return decodeTask(raw, s.bootID)
+	t, err := decodeTask(raw, s.bootID)
+	if err == nil {
+		s.complete(&t)
+	}
+	return t, err
+}
+
+// Exec returns what is known of an execve beside the task's record. ErrNoRecord if the kernel
+// keeps it no more: it remembers the last few thousand.
+func (s *Sensor) Exec(execID uint64) (ExecInfo, error) {
+	raw, err := s.maps["execs"].LookupBytes(execID)
+	if err != nil {
+		return ExecInfo{}, fmt.Errorf("looking up an execve: %w", err)
+	}
+	if raw == nil {
+		return ExecInfo{}, ErrNoRecord
+	}
+	return decodeExec(raw)
 }
 
 // taskBytes reads until two readings in a row are equal: an execve that is at work changes
@@ -151,7 +180,9 @@ func (s *Sensor) Lost() uint64 {
 // would make every execve on the host 25 µs slower.
 const eventInterval = 100 * time.Millisecond
 
-// Events calls handle for every execve, in order, until ctx ends; it returns ctx's error.
+// Events calls handle for every execve, and for every change of a process that connected to
+// the agent, in order, until ctx ends; it returns ctx's error. What happens to a process that
+// connected comes at once, the rest within eventInterval.
 func (s *Sensor) Events(ctx context.Context, handle func(Event)) error {
 	r, err := ringbuf.NewReader(s.maps["events"])
 	if err != nil {

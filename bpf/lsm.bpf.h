@@ -8,6 +8,7 @@
  *   unix_stream_connect  runs in the client while its connect() is carried out; newsk is the
  *                        very socket that accept() will return
  *   socket_sendmsg, socket_recvmsg  whoever uses a client's end
+ *   socket_getsockname   the agent asks how the process is now that connected (optional)
  *   file_receive         whoever receives a descriptor (SCM_RIGHTS, pidfd_getfd)
  *   fentry/unix_stream_splice_read  whoever moves bytes from a client's end into a pipe, which
  *                        no security hook sees (optional; marks only)
@@ -34,6 +35,7 @@ static __always_inline void bind_caller(struct sock *sock, struct sock *other, s
 	o->tgid = r->tgid;
 	o->start = r->start;
 	o->exec_id = r->exec_id;
+	r->bound = 1;
 	read_caller(&b->who, t, r);
 	b->tier = 3;
 }
@@ -78,6 +80,23 @@ static __always_inline void received(struct file *file)
 		foreign_use(sock, HANDED_PASS);
 }
 
+/* The agent asks how the caller is now. */
+static __always_inline void asked(struct socket *sock)
+{
+	__u32 zero = 0;
+	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	if (!s || (__u32)(bpf_get_current_pid_tgid() >> 32) != s->agent_tgid)
+		return;
+	struct sock *sk = sock->sk;
+	if (!sk)
+		return;
+	struct binding *b = bpf_sk_storage_get(&bindings, sk, 0, 0);
+	if (!b)
+		return;
+	read_peer_now(&b->now, sk);
+	b->asked = bpf_ktime_get_boot_ns();
+}
+
 SEC("lsm/unix_stream_connect")
 int BPF_PROG(on_unix_connect, struct sock *sock, struct sock *other, struct sock *newsk)
 {
@@ -101,6 +120,20 @@ SEC("lsm/file_receive")
 int BPF_PROG(on_file_receive, struct file *file)
 {
 	received(file);
+	return 0;
+}
+
+SEC("lsm/socket_getsockname")
+int BPF_PROG(on_ask, struct socket *sock)
+{
+	asked(sock);
+	return 0;
+}
+
+SEC("fentry/security_socket_getsockname")
+int BPF_PROG(see_ask, struct socket *sock)
+{
+	asked(sock);
 	return 0;
 }
 

@@ -8,10 +8,13 @@
  *	bindings   accepted socket → who connected
  *	owners     T1: client socket → who may use it
  *	claims     T2: client socket → who called connect()
+ *	starting   T1: what is known of an execve while it is at work, on its task
+ *	execs      exec_id → what is known of an execve beside the task's record; LRU
  *	state      one element: counters of the programs
  *	settings   one element: what the agent tells the programs
  *	scratch    one element: a record while seeding makes it
- *	events     exec_event records; history only, may be lost
+ *	looked     one element: the answer to a question about one process
+ *	events     event records; history only, may be lost
  *
  * Minimum kernel: 5.11 (task storage, socket storage in LSM programs).
  */
@@ -32,6 +35,11 @@ struct owner {
 	__u32 zero;
 };
 
+struct looked {
+	__u64 tgid; /* asked for */
+	struct now now;
+};
+
 struct claim {
 	struct caller who;
 	__u64 pid;     /* address of the claimant's struct pid */
@@ -44,6 +52,21 @@ STORAGE(listeners, BPF_MAP_TYPE_SK_STORAGE, __u32);
 STORAGE(bindings, BPF_MAP_TYPE_SK_STORAGE, struct binding);
 STORAGE(owners, BPF_MAP_TYPE_SK_STORAGE, struct owner);
 STORAGE(claims, BPF_MAP_TYPE_SK_STORAGE, struct claim);
+STORAGE(starting, BPF_MAP_TYPE_TASK_STORAGE, struct exec_facts);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct exec_info);
+} execs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct exec_info);
+} exec_scratch SEC(".maps");
 
 #define SINGLE(map, record)                                                                        \
 	struct {                                                                                   \
@@ -56,6 +79,7 @@ STORAGE(claims, BPF_MAP_TYPE_SK_STORAGE, struct claim);
 SINGLE(state, struct sensor_state);
 SINGLE(settings, struct sensor_settings);
 SINGLE(scratch, struct task_record);
+SINGLE(looked, struct looked);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

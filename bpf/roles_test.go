@@ -35,6 +35,18 @@ func playRole(role string) {
 	case "exec": // becomes "wait" in place
 		os.Setenv("ASSAY_ROLE", "wait")
 		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "later": // becomes "child" when told to
+		say("ready")
+		wait()
+		os.Setenv("ASSAY_ROLE", "child")
+		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
+	case "traced": // asks to be traced
+		_, _, errno := unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)
+		if errno != 0 {
+			panic(errno)
+		}
+		say("ready")
+		wait()
 	case "thread-exec": // the same, from a thread that is not the leader
 		os.Setenv("ASSAY_ROLE", "wait")
 		runtime.LockOSThread()
@@ -106,10 +118,16 @@ func start(t testing.TB, role string, env ...string) *program {
 
 func startWith(t testing.TB, role string, files []*os.File, env ...string) *program {
 	t.Helper()
+	return startAs(t, role, files, syscall.SysProcAttr{}, env...)
+}
+
+func startAs(t testing.TB, role string, files []*os.File, attr syscall.SysProcAttr, env ...string) *program {
+	t.Helper()
 	p := &program{Cmd: exec.Command("/proc/self/exe"), pidfd: -1}
 	p.Env = append(append(os.Environ(), "ASSAY_ROLE="+role), env...)
 	p.Stderr, p.ExtraFiles = os.Stderr, files
-	p.SysProcAttr = &syscall.SysProcAttr{PidFD: &p.pidfd, Pdeathsig: syscall.SIGKILL}
+	attr.PidFD, attr.Pdeathsig = &p.pidfd, syscall.SIGKILL
+	p.SysProcAttr = &attr
 	in, err := p.StdinPipe()
 	check(err)
 	out, err := p.StdoutPipe()

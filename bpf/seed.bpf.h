@@ -8,6 +8,8 @@
  */
 #pragma once
 
+#define PF_KTHREAD 0x200000
+
 static __always_inline __u64 seeded_id(const struct sensor_state *s, __u32 tgid)
 {
 	return SEEDED_EXEC_ID | s->seed_time << 22 | tgid;
@@ -38,6 +40,13 @@ static __always_inline void seed_ancestors(struct task_record *r, struct task_st
 		r->flags |= TRUNCATED;
 }
 
+/* The host's namespaces are the initial ones, which process 2 (kthreadd) never leaves. */
+static __always_inline void note_host(struct sensor_state *s, struct task_struct *t)
+{
+	if (t->tgid == 2 && t->flags & PF_KTHREAD)
+		read_namespaces(&s->host, t, BPF_CORE_READ(t, real_cred));
+}
+
 SEC("iter/task")
 int seed(struct bpf_iter__task *ctx)
 {
@@ -47,6 +56,7 @@ int seed(struct bpf_iter__task *ctx)
 	struct task_record *r = bpf_map_lookup_elem(&scratch, &zero);
 	if (!t || !s || !r || t->pid != t->tgid)
 		return 0;
+	note_host(s, t);
 	if (bpf_task_storage_get(&tasks, t, 0, 0))
 		return 0;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -67,5 +77,17 @@ int seed(struct bpf_iter__task *ctx)
 		__sync_fetch_and_add(&s->seeded, 1);
 	else
 		record_lost();
+	return 0;
+}
+
+/* The answer to a question about one process, for people: one walk over all tasks, 1 ms. */
+SEC("iter/task")
+int look(struct bpf_iter__task *ctx)
+{
+	struct task_struct *t = ctx->task;
+	__u32 zero = 0;
+	struct looked *l = bpf_map_lookup_elem(&looked, &zero);
+	if (t && l && t->pid == t->tgid && t->tgid == l->tgid)
+		read_now(&l->now, t);
 	return 0;
 }

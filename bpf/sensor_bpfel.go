@@ -16,31 +16,47 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sensorMapBindings        = "bindings"
-	sensorMapClaims          = "claims"
-	sensorMapEvents          = "events"
-	sensorMapListeners       = "listeners"
-	sensorMapOwners          = "owners"
-	sensorMapScratch         = "scratch"
-	sensorMapSettings        = "settings"
-	sensorMapState           = "state"
-	sensorMapTasks           = "tasks"
-	sensorProgOnConnect      = "on_connect"
-	sensorProgOnCredsForExec = "on_creds_for_exec"
-	sensorProgOnExec         = "on_exec"
-	sensorProgOnFileReceive  = "on_file_receive"
-	sensorProgOnFork         = "on_fork"
-	sensorProgOnGetsockname  = "on_getsockname"
-	sensorProgOnPrepareExec  = "on_prepare_exec"
-	sensorProgOnRecvmsg      = "on_recvmsg"
-	sensorProgOnSendmsg      = "on_sendmsg"
-	sensorProgOnSplice       = "on_splice"
-	sensorProgOnUnixConnect  = "on_unix_connect"
-	sensorProgSeeFileReceive = "see_file_receive"
-	sensorProgSeeRecvmsg     = "see_recvmsg"
-	sensorProgSeeSendmsg     = "see_sendmsg"
-	sensorProgSeeUnixConnect = "see_unix_connect"
-	sensorProgSeed           = "seed"
+	sensorMapBindings         = "bindings"
+	sensorMapClaims           = "claims"
+	sensorMapEvents           = "events"
+	sensorMapExecScratch      = "exec_scratch"
+	sensorMapExecs            = "execs"
+	sensorMapListeners        = "listeners"
+	sensorMapLooked           = "looked"
+	sensorMapOwners           = "owners"
+	sensorMapScratch          = "scratch"
+	sensorMapSettings         = "settings"
+	sensorMapStarting         = "starting"
+	sensorMapState            = "state"
+	sensorMapTasks            = "tasks"
+	sensorProgLook            = "look"
+	sensorProgOnAsk           = "on_ask"
+	sensorProgOnBeginExec     = "on_begin_exec"
+	sensorProgOnCgroupAttach  = "on_cgroup_attach"
+	sensorProgOnConnect       = "on_connect"
+	sensorProgOnCredsForExec  = "on_creds_for_exec"
+	sensorProgOnExec          = "on_exec"
+	sensorProgOnFileReceive   = "on_file_receive"
+	sensorProgOnFork          = "on_fork"
+	sensorProgOnGetsockname   = "on_getsockname"
+	sensorProgOnMmapLock      = "on_mmap_lock"
+	sensorProgOnPrepareExec   = "on_prepare_exec"
+	sensorProgOnPtraceAccess  = "on_ptrace_access"
+	sensorProgOnRecvmsg       = "on_recvmsg"
+	sensorProgOnSendmsg       = "on_sendmsg"
+	sensorProgOnSignal        = "on_signal"
+	sensorProgOnSplice        = "on_splice"
+	sensorProgOnTraceme       = "on_traceme"
+	sensorProgOnUnixConnect   = "on_unix_connect"
+	sensorProgSeeAsk          = "see_ask"
+	sensorProgSeeBeginExec    = "see_begin_exec"
+	sensorProgSeeFileReceive  = "see_file_receive"
+	sensorProgSeePtraceAccess = "see_ptrace_access"
+	sensorProgSeeRecvmsg      = "see_recvmsg"
+	sensorProgSeeSendmsg      = "see_sendmsg"
+	sensorProgSeeTraceme      = "see_traceme"
+	sensorProgSeeUnixConnect  = "see_unix_connect"
+	sensorProgSeed            = "seed"
 )
 
 // loadSensor returns the embedded CollectionSpec for sensor.
@@ -85,37 +101,53 @@ type sensorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorProgramSpecs struct {
-	OnConnect      *ebpf.ProgramSpec `ebpf:"on_connect"`
-	OnCredsForExec *ebpf.ProgramSpec `ebpf:"on_creds_for_exec"`
-	OnExec         *ebpf.ProgramSpec `ebpf:"on_exec"`
-	OnFileReceive  *ebpf.ProgramSpec `ebpf:"on_file_receive"`
-	OnFork         *ebpf.ProgramSpec `ebpf:"on_fork"`
-	OnGetsockname  *ebpf.ProgramSpec `ebpf:"on_getsockname"`
-	OnPrepareExec  *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
-	OnRecvmsg      *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
-	OnSendmsg      *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
-	OnSplice       *ebpf.ProgramSpec `ebpf:"on_splice"`
-	OnUnixConnect  *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
-	SeeFileReceive *ebpf.ProgramSpec `ebpf:"see_file_receive"`
-	SeeRecvmsg     *ebpf.ProgramSpec `ebpf:"see_recvmsg"`
-	SeeSendmsg     *ebpf.ProgramSpec `ebpf:"see_sendmsg"`
-	SeeUnixConnect *ebpf.ProgramSpec `ebpf:"see_unix_connect"`
-	Seed           *ebpf.ProgramSpec `ebpf:"seed"`
+	Look            *ebpf.ProgramSpec `ebpf:"look"`
+	OnAsk           *ebpf.ProgramSpec `ebpf:"on_ask"`
+	OnBeginExec     *ebpf.ProgramSpec `ebpf:"on_begin_exec"`
+	OnCgroupAttach  *ebpf.ProgramSpec `ebpf:"on_cgroup_attach"`
+	OnConnect       *ebpf.ProgramSpec `ebpf:"on_connect"`
+	OnCredsForExec  *ebpf.ProgramSpec `ebpf:"on_creds_for_exec"`
+	OnExec          *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnFileReceive   *ebpf.ProgramSpec `ebpf:"on_file_receive"`
+	OnFork          *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnGetsockname   *ebpf.ProgramSpec `ebpf:"on_getsockname"`
+	OnMmapLock      *ebpf.ProgramSpec `ebpf:"on_mmap_lock"`
+	OnPrepareExec   *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
+	OnPtraceAccess  *ebpf.ProgramSpec `ebpf:"on_ptrace_access"`
+	OnRecvmsg       *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
+	OnSendmsg       *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
+	OnSignal        *ebpf.ProgramSpec `ebpf:"on_signal"`
+	OnSplice        *ebpf.ProgramSpec `ebpf:"on_splice"`
+	OnTraceme       *ebpf.ProgramSpec `ebpf:"on_traceme"`
+	OnUnixConnect   *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
+	SeeAsk          *ebpf.ProgramSpec `ebpf:"see_ask"`
+	SeeBeginExec    *ebpf.ProgramSpec `ebpf:"see_begin_exec"`
+	SeeFileReceive  *ebpf.ProgramSpec `ebpf:"see_file_receive"`
+	SeePtraceAccess *ebpf.ProgramSpec `ebpf:"see_ptrace_access"`
+	SeeRecvmsg      *ebpf.ProgramSpec `ebpf:"see_recvmsg"`
+	SeeSendmsg      *ebpf.ProgramSpec `ebpf:"see_sendmsg"`
+	SeeTraceme      *ebpf.ProgramSpec `ebpf:"see_traceme"`
+	SeeUnixConnect  *ebpf.ProgramSpec `ebpf:"see_unix_connect"`
+	Seed            *ebpf.ProgramSpec `ebpf:"seed"`
 }
 
 // sensorMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorMapSpecs struct {
-	Bindings  *ebpf.MapSpec `ebpf:"bindings"`
-	Claims    *ebpf.MapSpec `ebpf:"claims"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Owners    *ebpf.MapSpec `ebpf:"owners"`
-	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
-	Settings  *ebpf.MapSpec `ebpf:"settings"`
-	State     *ebpf.MapSpec `ebpf:"state"`
-	Tasks     *ebpf.MapSpec `ebpf:"tasks"`
+	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
+	Claims      *ebpf.MapSpec `ebpf:"claims"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
+	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
+	Execs       *ebpf.MapSpec `ebpf:"execs"`
+	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
+	Looked      *ebpf.MapSpec `ebpf:"looked"`
+	Owners      *ebpf.MapSpec `ebpf:"owners"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
+	Settings    *ebpf.MapSpec `ebpf:"settings"`
+	Starting    *ebpf.MapSpec `ebpf:"starting"`
+	State       *ebpf.MapSpec `ebpf:"state"`
+	Tasks       *ebpf.MapSpec `ebpf:"tasks"`
 }
 
 // sensorVariableSpecs contains global variables before they are loaded into the kernel.
@@ -144,15 +176,19 @@ func (o *sensorObjects) Close() error {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorMaps struct {
-	Bindings  *ebpf.Map `ebpf:"bindings"`
-	Claims    *ebpf.Map `ebpf:"claims"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Owners    *ebpf.Map `ebpf:"owners"`
-	Scratch   *ebpf.Map `ebpf:"scratch"`
-	Settings  *ebpf.Map `ebpf:"settings"`
-	State     *ebpf.Map `ebpf:"state"`
-	Tasks     *ebpf.Map `ebpf:"tasks"`
+	Bindings    *ebpf.Map `ebpf:"bindings"`
+	Claims      *ebpf.Map `ebpf:"claims"`
+	Events      *ebpf.Map `ebpf:"events"`
+	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
+	Execs       *ebpf.Map `ebpf:"execs"`
+	Listeners   *ebpf.Map `ebpf:"listeners"`
+	Looked      *ebpf.Map `ebpf:"looked"`
+	Owners      *ebpf.Map `ebpf:"owners"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
+	Settings    *ebpf.Map `ebpf:"settings"`
+	Starting    *ebpf.Map `ebpf:"starting"`
+	State       *ebpf.Map `ebpf:"state"`
+	Tasks       *ebpf.Map `ebpf:"tasks"`
 }
 
 func (m *sensorMaps) Close() error {
@@ -160,10 +196,14 @@ func (m *sensorMaps) Close() error {
 		m.Bindings,
 		m.Claims,
 		m.Events,
+		m.ExecScratch,
+		m.Execs,
 		m.Listeners,
+		m.Looked,
 		m.Owners,
 		m.Scratch,
 		m.Settings,
+		m.Starting,
 		m.State,
 		m.Tasks,
 	)
@@ -179,40 +219,64 @@ type sensorVariables struct {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorPrograms struct {
-	OnConnect      *ebpf.Program `ebpf:"on_connect"`
-	OnCredsForExec *ebpf.Program `ebpf:"on_creds_for_exec"`
-	OnExec         *ebpf.Program `ebpf:"on_exec"`
-	OnFileReceive  *ebpf.Program `ebpf:"on_file_receive"`
-	OnFork         *ebpf.Program `ebpf:"on_fork"`
-	OnGetsockname  *ebpf.Program `ebpf:"on_getsockname"`
-	OnPrepareExec  *ebpf.Program `ebpf:"on_prepare_exec"`
-	OnRecvmsg      *ebpf.Program `ebpf:"on_recvmsg"`
-	OnSendmsg      *ebpf.Program `ebpf:"on_sendmsg"`
-	OnSplice       *ebpf.Program `ebpf:"on_splice"`
-	OnUnixConnect  *ebpf.Program `ebpf:"on_unix_connect"`
-	SeeFileReceive *ebpf.Program `ebpf:"see_file_receive"`
-	SeeRecvmsg     *ebpf.Program `ebpf:"see_recvmsg"`
-	SeeSendmsg     *ebpf.Program `ebpf:"see_sendmsg"`
-	SeeUnixConnect *ebpf.Program `ebpf:"see_unix_connect"`
-	Seed           *ebpf.Program `ebpf:"seed"`
+	Look            *ebpf.Program `ebpf:"look"`
+	OnAsk           *ebpf.Program `ebpf:"on_ask"`
+	OnBeginExec     *ebpf.Program `ebpf:"on_begin_exec"`
+	OnCgroupAttach  *ebpf.Program `ebpf:"on_cgroup_attach"`
+	OnConnect       *ebpf.Program `ebpf:"on_connect"`
+	OnCredsForExec  *ebpf.Program `ebpf:"on_creds_for_exec"`
+	OnExec          *ebpf.Program `ebpf:"on_exec"`
+	OnFileReceive   *ebpf.Program `ebpf:"on_file_receive"`
+	OnFork          *ebpf.Program `ebpf:"on_fork"`
+	OnGetsockname   *ebpf.Program `ebpf:"on_getsockname"`
+	OnMmapLock      *ebpf.Program `ebpf:"on_mmap_lock"`
+	OnPrepareExec   *ebpf.Program `ebpf:"on_prepare_exec"`
+	OnPtraceAccess  *ebpf.Program `ebpf:"on_ptrace_access"`
+	OnRecvmsg       *ebpf.Program `ebpf:"on_recvmsg"`
+	OnSendmsg       *ebpf.Program `ebpf:"on_sendmsg"`
+	OnSignal        *ebpf.Program `ebpf:"on_signal"`
+	OnSplice        *ebpf.Program `ebpf:"on_splice"`
+	OnTraceme       *ebpf.Program `ebpf:"on_traceme"`
+	OnUnixConnect   *ebpf.Program `ebpf:"on_unix_connect"`
+	SeeAsk          *ebpf.Program `ebpf:"see_ask"`
+	SeeBeginExec    *ebpf.Program `ebpf:"see_begin_exec"`
+	SeeFileReceive  *ebpf.Program `ebpf:"see_file_receive"`
+	SeePtraceAccess *ebpf.Program `ebpf:"see_ptrace_access"`
+	SeeRecvmsg      *ebpf.Program `ebpf:"see_recvmsg"`
+	SeeSendmsg      *ebpf.Program `ebpf:"see_sendmsg"`
+	SeeTraceme      *ebpf.Program `ebpf:"see_traceme"`
+	SeeUnixConnect  *ebpf.Program `ebpf:"see_unix_connect"`
+	Seed            *ebpf.Program `ebpf:"seed"`
 }
 
 func (p *sensorPrograms) Close() error {
 	return _SensorClose(
+		p.Look,
+		p.OnAsk,
+		p.OnBeginExec,
+		p.OnCgroupAttach,
 		p.OnConnect,
 		p.OnCredsForExec,
 		p.OnExec,
 		p.OnFileReceive,
 		p.OnFork,
 		p.OnGetsockname,
+		p.OnMmapLock,
 		p.OnPrepareExec,
+		p.OnPtraceAccess,
 		p.OnRecvmsg,
 		p.OnSendmsg,
+		p.OnSignal,
 		p.OnSplice,
+		p.OnTraceme,
 		p.OnUnixConnect,
+		p.SeeAsk,
+		p.SeeBeginExec,
 		p.SeeFileReceive,
+		p.SeePtraceAccess,
 		p.SeeRecvmsg,
 		p.SeeSendmsg,
+		p.SeeTraceme,
 		p.SeeUnixConnect,
 		p.Seed,
 	)

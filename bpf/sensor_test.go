@@ -110,6 +110,11 @@ func TestSensor(t *testing.T) {
 	if s.Tier() == selectors.TierT2 {
 		t.Run("SharedConnect", func(t *testing.T) { testSharedConnect(t, s) })
 	}
+	t.Run("Tampering", func(t *testing.T) { testTampering(t, s) })
+	t.Run("TamperingStays", func(t *testing.T) { testTamperingStays(t, s) })
+	t.Run("TracedExec", func(t *testing.T) { testTracedExec(t, s) })
+	t.Run("Credentials", func(t *testing.T) { testCredentials(t, s) })
+	t.Run("Script", func(t *testing.T) { testScript(t, s) })
 	t.Run("SecondAgent", func(t *testing.T) {
 		if _, err := Load(Config{PinDir: s.dir, Logger: testLogger(t)}); !errors.Is(err, ErrInUse) {
 			t.Errorf("a second Load on the same pins: %v, want ErrInUse", err)
@@ -124,6 +129,9 @@ func testSeededSelf(t *testing.T, s *Sensor) {
 	task := me(t, s)
 	if !task.Flags.Has(Seeded) || task.Flags.Has(Observed) {
 		t.Errorf("flags %#x, want seeded", task.Flags)
+	}
+	if task.Integrity.Known || task.Integrity.Sees != 0 {
+		t.Errorf("integrity %+v of a process that ran before the sensor", task.Integrity)
 	}
 	if task.Process.TGID != uint32(os.Getpid()) || task.Process.BootID == "" {
 		t.Errorf("key %+v of process %d", task.Process, os.Getpid())

@@ -30,6 +30,12 @@ func (s *Sensor) takeOver() (why string, err error) {
 		return "the pins were made by another build, or not to the end", errors.Join(err, s.release())
 	}
 	s.tier = selectors.Tier(set.Tier)
+	s.watched = watched{set.TamperSince, Tampering(set.TamperSeen)}
+	if c, err := s.counters(); err != nil {
+		return "its state can not be read", errors.Join(err, s.release())
+	} else {
+		s.host = c.host
+	}
 	if err := s.takeOverLinks(); err != nil {
 		return "a pinned link is missing", errors.Join(err, s.release())
 	}
@@ -55,8 +61,15 @@ func (s *Sensor) takeOverLinks() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range append([]string{spliceProgram}, threadExecPrograms...) {
+	for _, name := range threadExecPrograms {
 		_ = s.openLinks([]string{name}) // optional
+	}
+	for _, f := range features {
+		for _, set := range f.sets {
+			if s.openLinks(set) == nil {
+				break
+			}
+		}
 	}
 	s.noteTheRest("refused when the sensor was first attached")
 	return nil
@@ -84,16 +97,20 @@ func (s *Sensor) openLinks(names []string) error {
 // noteTheRest completes the list of hooks with those that are not attached: what comes
 // behind a set that works is not needed, what comes before it was refused.
 func (s *Sensor) noteTheRest(why string) {
-	sets := [][]string{{spliceProgram}}
+	var sets [][]string
 	for _, d := range doors {
 		sets = append(sets, d.programs)
 	}
-	s.noteSets(sets[1:], why)
+	s.noteSets(sets, why)
 	s.noteSets([][]string{threadExecPrograms[:1], threadExecPrograms[1:]}, why)
-	if s.tier == selectors.TierT1 {
-		s.noteSets(sets[:1], why)
-	} else {
-		s.noteMissing(sets[0], HookOff, "not needed at tier t2")
+	for _, f := range features {
+		if f.tier == selectors.TierNone || f.tier == s.tier {
+			s.noteSets(f.sets, why)
+			continue
+		}
+		for _, set := range f.sets {
+			s.noteMissing(set, HookOff, "not needed at tier "+s.tier.String())
+		}
 	}
 }
 

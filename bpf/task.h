@@ -54,6 +54,43 @@ static __always_inline void read_caller(struct caller *c, struct task_struct *t,
 		c->task.exec_id = 0;
 	c->cgroup = bpf_get_current_cgroup_id();
 	c->time = bpf_ktime_get_boot_ns();
-	c->uid = BPF_CORE_READ(t, cred, euid.val);
-	c->gid = BPF_CORE_READ(t, cred, egid.val);
+	read_credentials(&c->creds, t, BPF_CORE_READ(t, cred));
+}
+
+/* A change of a process that is bound wakes the agent; everything else waits to be polled. */
+static __always_inline void emit(const struct task_record *r, __u32 kind, __u64 wake)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		struct sensor_state *s = sensor();
+		if (s)
+			__sync_fetch_and_add(&s->events_lost, 1);
+		return;
+	}
+	e->exec_id = r->exec_id;
+	e->start = r->start;
+	e->time = bpf_ktime_get_boot_ns();
+	e->parent_exec_id = r->ancestors[0].exec_id;
+	e->cgroup = r->cgroup;
+	e->ino = r->exe.ino;
+	e->dev = r->exe.dev;
+	e->tgid = r->tgid;
+	e->uid = r->uid;
+	e->flags = r->flags;
+	e->kind = kind;
+	e->tamper = r->integrity.flags;
+	bpf_ringbuf_submit(e, wake);
+}
+
+/* Another process, `by`, did something to the process of the record. */
+static __always_inline void tamper(struct task_record *r, __u32 how, __u32 by_tgid, __u64 by_exec_id)
+{
+	r->integrity.by_tgid = by_tgid;
+	r->integrity.by_exec_id = by_exec_id;
+	__sync_fetch_and_add(&r->integrity.count, 1);
+	if ((r->integrity.flags & how) == how)
+		return;
+	__sync_fetch_and_or(&r->integrity.flags, how);
+	if (r->bound)
+		emit(r, EVENT_TAMPER, BPF_RB_FORCE_WAKEUP);
 }

@@ -13,10 +13,14 @@ import (
 
 // Sizes of the structures in wire.h, in bytes.
 const (
-	taskSize    = 744
-	bindingSize = 824
-	eventSize   = 64
-	stateSize   = 40
+	taskSize    = 776
+	credsSize   = 96
+	nowSize     = 16 + credsSize
+	lookedSize  = 8 + nowSize
+	bindingSize = 1056
+	execSize    = 424
+	eventSize   = 72
+	stateSize   = 80
 	maxAncestor = 16
 )
 
@@ -37,6 +41,7 @@ const (
 	LineageUnknown                    // executed by a task without a record
 	Forked                            // the process forked after the execve
 	ReplacedInPlace                   // of an ancestor: the process went on by execve
+	Script                            // the kernel chose an interpreter for the file that was executed
 	knownFlags      = 1<<iota - 1
 )
 
@@ -84,6 +89,7 @@ type Task struct {
 	Executable File
 	// Ancestors are the images it descends from, nearest first.
 	Ancestors []Ancestor
+	Integrity Integrity
 }
 
 // HandedOver tells what a process other than the owner did with the client's end (T1).
@@ -103,8 +109,8 @@ type Binding struct {
 	Tier selectors.Tier
 	// Task is the caller at connect.
 	Task Task
-	// UID and GID (effective) and CgroupID (v2) are the caller's at connect.
-	UID, GID uint32
+	// Credentials and CgroupID (v2) are the caller's at connect.
+	Credentials
 	CgroupID uint64
 	// Connected is nanoseconds since boot (CLOCK_BOOTTIME).
 	Connected uint64
@@ -119,6 +125,8 @@ type Binding struct {
 	Shared, PeerDiffers bool
 	// Holder is the state at the question; T2 only.
 	Holder Holder
+	// Now is how the process whose connect succeeded is at the question.
+	Now Now
 }
 
 // Holder is who held the client's end at the moment of the question (T2).
@@ -138,20 +146,6 @@ type Holder struct {
 	// Tables is the number of tasks that share the process's descriptors, Threads the number
 	// of its threads. More tables than threads means that another process shares them.
 	Tables, Threads int32
-}
-
-// Event is an execve that the sensor saw. Events may be lost; they are history, not evidence.
-type Event struct {
-	Process selectors.ProcessKey
-	// Time is nanoseconds since boot (CLOCK_BOOTTIME).
-	Time uint64
-	// ParentExecID is the nearest ancestor's, 0 when it is unknown.
-	ParentExecID uint64
-	CgroupID     uint64
-	UID          uint32
-	Flags        Flags
-	Inode        uint64
-	Device       uint32 // as File.Device
 }
 
 // reader takes fields off a record in the order of wire.h. Callers check the length first.
@@ -202,6 +196,11 @@ func decodeTask(raw []byte, bootID string) (Task, error) {
 			return Task{}, fmt.Errorf("%w: ancestor %d is incomplete", ErrMalformed, i)
 		}
 	}
+	r = reader(raw[taskSize-32:])
+	t.Integrity = Integrity{ByExecID: r.u64(), ByTGID: r.u32(), Seen: Tampering(r.u32()), Count: r.u32()}
+	if t.Integrity.Seen&^knownTampering != 0 {
+		return Task{}, fmt.Errorf("%w: integrity %#x", ErrMalformed, uint32(t.Integrity.Seen))
+	}
 	return t, nil
 }
 
@@ -225,12 +224,13 @@ func decodeBinding(raw []byte, bootID string) (b Binding, asked uint64, err erro
 		return Binding{}, 0, err
 	}
 	r := reader(raw[taskSize:])
-	b.CgroupID, b.Connected, b.UID, b.GID = r.u64(), r.u64(), r.u32(), r.u32()
+	b.CgroupID, b.Connected, b.Credentials = r.u64(), r.u64(), decodeCredentials(&r)
 	b.HandedExecID, asked, b.Holder.ExecID = r.u64(), r.u64(), r.u64()
 	tier, state := r.u32(), r.u32()
 	b.Handed, b.HandedTGID = HandedOver(r.u32()), r.u32()
 	b.Holder.References, b.Holder.Held = int32(r.u32()), int32(r.u32())
 	b.Holder.Tables, b.Holder.Threads = int32(r.u32()), int32(r.u32())
+	b.Now, _ = decodeNow(&r)
 	b.Tier = selectors.Tier(tier)
 	switch {
 	case tier != uint32(selectors.TierT1) && tier != uint32(selectors.TierT2):
@@ -254,21 +254,12 @@ func decodeEvent(raw []byte, bootID string) (Event, error) {
 	e := Event{Process: selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}}
 	e.Time, e.ParentExecID, e.CgroupID, e.Inode = r.u64(), r.u64(), r.u64(), r.u64()
 	e.Device, e.Process.TGID, e.UID, e.Flags = r.u32(), r.u32(), r.u32(), Flags(r.u32())
+	e.Kind, e.Tampering = EventKind(r.u32()), Tampering(r.u32())
+	if e.Kind < EventExec || e.Kind > EventMoved || e.Tampering&^knownTampering != 0 {
+		return Event{}, fmt.Errorf("%w: an event of kind %d", ErrMalformed, e.Kind)
+	}
 	if e.Process.ExecID == 0 || e.Process.TGID == 0 || e.Flags&^knownFlags != 0 {
 		return Event{}, fmt.Errorf("%w: an event without a process", ErrMalformed)
 	}
 	return e, nil
-}
-
-// counters are what the programs count; see sensor_state in wire.h.
-type counters struct {
-	nextExecID, seedTime, seeded, eventsLost, recordsLost uint64
-}
-
-func decodeState(raw []byte) (c counters, err error) {
-	if len(raw) != stateSize {
-		return c, fmt.Errorf("%w: a state of %d bytes, want %d", ErrMalformed, len(raw), stateSize)
-	}
-	r := reader(raw)
-	return counters{r.u64(), r.u64(), r.u64(), r.u64(), r.u64()}, nil
 }

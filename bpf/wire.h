@@ -21,6 +21,15 @@
 #define LINEAGE_UNKNOWN 64u    /* executed by a task without a record */
 #define FORKED 128u            /* this process forked after the image was executed */
 #define REPLACED_IN_PLACE 256u /* the ancestor's process went on as its descendant by execve */
+#define SCRIPT 512u            /* the kernel chose an interpreter for the file that was executed */
+
+/* integrity.flags: what another process did to this one, or was allowed to do at once */
+#define PTRACE_ATTACHED 1u
+#define MEMORY_WRITTEN 2u
+#define MEMORY_READ 4u      /* T1 only: at T2 ps(1) looks the same */
+#define MEMORY_OPENED 8u    /* T1: /proc/PID/mem, for reading or writing */
+#define DESCRIPTOR_TAKEN 16u /* T1: pidfd_getfd(2) */
+#define ACCESSED 32u        /* T1: another access with the rights of a debugger */
 
 /* exec_id of a seeded image: this bit, milliseconds of the seeding (41 bits), tgid (22 bits) */
 #define SEEDED_EXEC_ID (1ull << 63)
@@ -50,6 +59,16 @@ struct ancestor {
 };
 _Static_assert(sizeof(struct ancestor) == 40, "ancestor");
 
+/* Sticky: kept over execve, inherited at fork. by_* is who did the last of it. */
+struct integrity {
+	__u64 by_exec_id; /* 0: a process without a record */
+	__u32 by_tgid;
+	__u32 flags;
+	__u32 count;
+	__u32 zero;
+};
+_Static_assert(sizeof(struct integrity) == 24, "integrity");
+
 /* A process and the image it runs. exec_id is zeroed first and written last. */
 struct task_record {
 	__u64 exec_id;
@@ -64,18 +83,61 @@ struct task_record {
 	__u32 ancestor_count;
 	struct executable exe;
 	struct ancestor ancestors[ANCESTORS]; /* nearest first */
+	struct integrity integrity;
+	__u32 bound; /* it connected to the agent: its changes wake the agent */
+	__u32 zero;
 };
-_Static_assert(sizeof(struct task_record) == 744, "task_record");
+_Static_assert(sizeof(struct task_record) == 776, "task_record");
+
+/* Numbers of the namespaces (nsfs inodes) that a process is in. */
+struct namespaces {
+	__u32 user;
+	__u32 pid;
+	__u32 mnt;
+	__u32 net;
+	__u32 cgroup;
+	__u32 ipc;
+	__u32 uts;
+	__u32 zero;
+};
+_Static_assert(sizeof(struct namespaces) == 32, "namespaces");
+
+/* All numbers are those of the initial user namespace. */
+struct credentials {
+	__u64 permitted; /* 1 << CAP_… */
+	__u64 effective;
+	__u32 uid; /* effective */
+	__u32 gid;
+	__u32 real_uid;
+	__u32 real_gid;
+	__u32 saved_uid;
+	__u32 saved_gid;
+	__u32 fs_uid;
+	__u32 fs_gid;
+	__u32 login_uid;  /* ~0: none */
+	__u32 session_id; /* ~0: none */
+	__u32 no_new_privs;
+	__u32 seccomp; /* 0 off, 1 strict, 2 filter */
+	struct namespaces ns;
+};
+_Static_assert(sizeof(struct credentials) == 96, "credentials");
 
 /* Who called connect(). */
 struct caller {
 	struct task_record task;
 	__u64 cgroup; /* v2 id at connect */
 	__u64 time;
-	__u32 uid; /* at connect */
-	__u32 gid;
+	struct credentials creds; /* at connect */
 };
-_Static_assert(sizeof(struct caller) == 768, "caller");
+_Static_assert(sizeof(struct caller) == 888, "caller");
+
+/* A process at the moment of a question. */
+struct now {
+	__u64 start; /* 0: there is no such process */
+	__u64 cgroup;
+	struct credentials creds;
+};
+_Static_assert(sizeof(struct now) == 112, "now");
 
 /* binding.state */
 #define SHARED 1u       /* T2: another process tried to connect the same socket */
@@ -94,7 +156,7 @@ _Static_assert(sizeof(struct caller) == 768, "caller");
 struct binding {
 	struct caller who;
 	__u64 handed_exec_id;
-	__u64 asked;       /* T2: when the agent asked */
+	__u64 asked;       /* when the agent asked */
 	__u64 exec_id_now; /* T2: image of the recorded process when the agent asked */
 	__u32 tier;        /* 3 is T1, 2 is T2: selectors.Tier */
 	__u32 state;
@@ -104,11 +166,39 @@ struct binding {
 	__s32 held;       /* T2: descriptors of the recorded process that are that file */
 	__s32 tables;     /* T2: tasks that share its descriptor table */
 	__s32 threads;    /* T2: threads of the recorded process */
+	struct now now;   /* of the process whose connect() succeeded, when the agent asked */
 };
-_Static_assert(sizeof(struct binding) == 824, "binding");
+_Static_assert(sizeof(struct binding) == 1056, "binding");
 
-/* An execve, for history. */
-struct exec_event {
+/* What is known of an execve beside task_record; a zero is unknown. */
+struct exec_facts {
+	struct executable script; /* the file given to execve; T1 */
+	__u64 token;              /* of the executable's inode; T1 */
+	__u64 wgen;               /* how often that was opened for writing before; T1 */
+	__s32 ima_algorithm;      /* enum hash_algo plus one */
+	__u16 verity_algorithm;   /* struct fsverity_digest, 6.8 */
+	__u16 verity_size;
+	__u8 verity[64];
+	__u8 ima[32];
+};
+_Static_assert(sizeof(struct exec_facts) == 168, "exec_facts");
+
+#define PATH_SIZE 256
+
+/* By exec_id, the newest only. */
+struct exec_info {
+	struct exec_facts facts;
+	char path[PATH_SIZE]; /* given to execve, cut to fit; its length is not kept */
+};
+_Static_assert(sizeof(struct exec_info) == 424, "exec_info");
+
+/* event.kind */
+#define EVENT_EXEC 1u
+#define EVENT_TAMPER 2u
+#define EVENT_MOVED 3u
+
+/* An execve, for history; or a change of a process that is bound. */
+struct event {
 	__u64 exec_id;
 	__u64 start;
 	__u64 time;
@@ -119,8 +209,10 @@ struct exec_event {
 	__u32 tgid;
 	__u32 uid;
 	__u32 flags;
+	__u32 kind;
+	__u32 tamper; /* integrity.flags */
 };
-_Static_assert(sizeof(struct exec_event) == 64, "exec_event");
+_Static_assert(sizeof(struct event) == 72, "event");
 
 /* The only element of the map `state`: written by the programs once they run. */
 struct sensor_state {
@@ -129,13 +221,20 @@ struct sensor_state {
 	__u64 seeded;       /* records that seeding made */
 	__u64 events_lost;  /* the ring buffer was full */
 	__u64 records_lost; /* no memory for a record, or storage was busy */
+	__u64 next_token;   /* for inodes; starts at 1 */
+	struct namespaces host; /* the initial ones, found by seeding */
 };
-_Static_assert(sizeof(struct sensor_state) == 40, "sensor_state");
+_Static_assert(sizeof(struct sensor_state) == 80, "sensor_state");
 
 /* The only element of the map `settings`: written by the agent alone. */
 struct sensor_settings {
-	__u64 build;      /* of the object that made the pins; 0 until all of it works */
-	__u32 agent_tgid; /* who may ask for bindings at T2 */
+	__u64 build;         /* of the object that made the pins; 0 until all of it works */
+	__u64 tamper_since;  /* images from this exec_id on were watched all their life */
+	__u64 protected;     /* exec_id of the agent, 0: protection is off */
+	__u64 pin_ino;       /* the folder of the pins, while protection is on */
+	__u32 pin_dev;
+	__u32 agent_tgid; /* who may ask for bindings */
 	__u32 tier;
+	__u32 tamper_seen; /* integrity.flags that the hooks here never miss */
 };
-_Static_assert(sizeof(struct sensor_settings) == 16, "sensor_settings");
+_Static_assert(sizeof(struct sensor_settings) == 48, "sensor_settings");

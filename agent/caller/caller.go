@@ -31,6 +31,7 @@ import (
 type Binder interface {
 	Watch(listenFD int) error
 	Binding(connFD int) (bpf.Binding, error)
+	Task(pidfd int) (bpf.Task, error)
 	process.Tasks
 }
 
@@ -40,6 +41,7 @@ type Caller struct {
 	binding bpf.Binding // as it was at accept
 	process *process.Process
 	conn    *Conn
+	changed chan struct{}
 
 	mu     sync.Mutex // questions about one socket must not overlap
 	traced atomic.Bool
@@ -53,6 +55,18 @@ func (c *Caller) Tier() selectors.Tier { return c.binding.Tier }
 
 // Task is the kernel's record of the caller, copied when it connected.
 func (c *Caller) Task() bpf.Task { return c.binding.Task }
+
+// Credentials are the caller's at connect.
+func (c *Caller) Credentials() bpf.Credentials { return c.binding.Credentials }
+
+// Now returns the kernel's record of the caller as it is now, with its integrity.
+func (c *Caller) Now() (task bpf.Task, err error) {
+	err = c.process.Ask(func(pidfd int) error {
+		task, err = c.conn.binder.Task(pidfd)
+		return err
+	})
+	return task, err
+}
 
 // UID is the effective user at connect, in the initial user namespace.
 func (c *Caller) UID() uint32 { return c.binding.UID }
@@ -72,6 +86,10 @@ func (c *Caller) Traced() bool { return c.traced.Load() }
 // Done returns a channel that is closed when the process has exited or the connection is closed.
 func (c *Caller) Done() <-chan struct{} { return c.process.Done() }
 
+// Changed yields when the kernel reports that something happened to the process which may
+// end its being served: call Check. It is fed by Listener.Notify.
+func (c *Caller) Changed() <-chan struct{} { return c.changed }
+
 // A child between fork and execve holds its parent's sockets, and a system call at work holds
 // a reference, too. Both pass within microseconds, but on a busy machine such a child can wait
 // for a CPU for milliseconds: ten questions, 25 ms at most, 50 µs after the first.
@@ -80,9 +98,9 @@ const (
 	interval = 50 * time.Microsecond // doubled after each
 )
 
-// Check returns nil if the caller is still the process and image that connected and nobody
-// else holds its end of the connection, else a *Refusal. Call it at each request and before
-// each push. About 10 µs.
+// Check returns nil if the caller is still the process and image that connected, with the same
+// credentials in the same cgroup, not tampered with since, and nobody else holds its end of the
+// connection; else a *Refusal. Call it at each request and before each push. About 15 µs.
 func (c *Caller) Check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -105,8 +123,24 @@ func (c *Caller) Check() error {
 		if r != nil {
 			return r
 		}
-		return c.still()
+		if err := c.still(); err != nil {
+			return err
+		}
+		return c.untouched()
 	}
+}
+
+// untouched compares what was done to the process with what had been when it connected.
+func (c *Caller) untouched() error {
+	now, err := c.Now()
+	if err != nil {
+		return refuse(Gone, "%v", err)
+	}
+	before, after := c.binding.Task.Integrity, now.Integrity
+	if fresh := after.Seen &^ before.Seen; fresh != 0 {
+		return refuse(Tampered, "process %d did %v to process %d", after.ByTGID, fresh, c.Key().TGID)
+	}
+	return nil
 }
 
 func (c *Caller) still() error {
@@ -134,6 +168,9 @@ func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 	if b.Handed != 0 {
 		return refuse(HandedOver, "process %d used or received the caller's socket", b.HandedTGID), false
 	}
+	if r := judgeNow(b); r != nil {
+		return r, false
+	}
 	if b.Tier != selectors.TierT2 {
 		return nil, false // T1 marks other users in the kernel
 	}
@@ -155,4 +192,22 @@ func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 		return refuse(HandedOver, "another process holds the caller's socket, or a thread is blocked reading it"), true
 	}
 	return nil, false
+}
+
+// judgeNow compares how the process is with how it was when it connected. Seccomp and
+// no_new_privs can only tighten and are not compared. Unknown is not judged: the facts are of
+// the moment of the connect.
+func judgeNow(b bpf.Binding) *Refusal {
+	if !b.Now.Known {
+		return nil
+	}
+	if b.Now.CgroupID != b.CgroupID {
+		return refuse(MovedCgroup, "process %d moved from cgroup %d to %d", b.Task.Process.TGID, b.CgroupID, b.Now.CgroupID)
+	}
+	was, is := b.Credentials, b.Now.Credentials
+	is.Seccomp, is.NoNewPrivs = was.Seccomp, was.NoNewPrivs
+	if was != is {
+		return refuse(CredentialsChanged, "process %d had %+v, has %+v", b.Task.Process.TGID, was, is)
+	}
+	return nil
 }

@@ -130,6 +130,7 @@ func TestCaller(t *testing.T) {
 		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Inherit": testInherit,
 		"Pass": testPass, "GetFD": testGetFD, "Splice": testSplice, "Descriptors": testDescriptors, "Spawning": testSpawning,
 		"GRPC": testGRPC, "GRPCRefused": testGRPCRefused, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
+		"Credentials": testCredentials, "Tightened": testTightened, "Cgroup": testCgroup, "Tampered": testTampered, "Changed": testChanged,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, a) })
 	}

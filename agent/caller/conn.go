@@ -30,12 +30,15 @@ type Conn struct {
 	// sender. Before, bytes sent between accept and setsockopt say 0.
 	stamped bool
 	closing sync.Once
+	callers *callers
 }
 
-func newConn(c *net.UnixConn, b Binder, log *slog.Logger) *Conn {
-	conn := &Conn{UnixConn: c, binder: b, log: log}
+func newConn(c *net.UnixConn, b Binder, callers *callers, log *slog.Logger) *Conn {
+	conn := &Conn{UnixConn: c, binder: b, callers: callers, log: log}
 	if r := conn.bind(); r != nil {
 		conn.refusal.Store(r)
+	} else {
+		callers.add(conn.caller)
 	}
 	return conn
 }
@@ -61,7 +64,7 @@ func (c *Conn) bind() *Refusal {
 	case err != nil:
 		return refuse(NoBinding, "%v", err)
 	}
-	c.caller = &Caller{binding: binding, process: p, conn: c}
+	c.caller = &Caller{binding: binding, process: p, conn: c, changed: make(chan struct{}, 1)}
 	return nil
 }
 
@@ -171,6 +174,7 @@ func (c *Conn) Close() error {
 	c.closing.Do(c.reportForeignUse)
 	err := c.UnixConn.Close()
 	if c.caller != nil {
+		c.callers.remove(c.caller)
 		_ = c.caller.process.Close() // a second Close is no news
 	}
 	return err

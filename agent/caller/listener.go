@@ -13,13 +13,16 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf"
 )
 
 // Listener listens on the agent's Unix socket; its connections are *Conn.
 type Listener struct {
-	unix   *net.UnixListener
-	binder Binder
-	log    *slog.Logger
+	unix    *net.UnixListener
+	binder  Binder
+	log     *slog.Logger
+	callers callers
 }
 
 // Listen makes the socket at path with the given permissions. A socket file that nobody
@@ -38,7 +41,7 @@ func Listen(ctx context.Context, path string, mode fs.FileMode, b Binder, log *s
 	if err := os.Chmod(path, mode.Perm()); err != nil { // the umask may have taken bits
 		return nil, errors.Join(fmt.Errorf("setting the permissions of the agent's socket: %w", err), l.Close())
 	}
-	return &Listener{l.(*net.UnixListener), b, log}, nil
+	return &Listener{unix: l.(*net.UnixListener), binder: b, log: log}, nil
 }
 
 // prepare runs before bind, so that no connection comes before it: the file never has more
@@ -86,12 +89,15 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := newConn(c, l.binder, l.log)
+	conn := newConn(c, l.binder, &l.callers, l.log)
 	if _, err := conn.Caller(); err != nil {
 		l.log.Warn("workload connection refused", "error", err)
 	}
 	return conn, nil
 }
+
+// Notify tells the connections of a process that something happened to it (bpf.Sensor.Events).
+func (l *Listener) Notify(e bpf.Event) { l.callers.notify(e.Process) }
 
 // Close stops listening and removes the socket file. Open connections stay.
 func (l *Listener) Close() error { return l.unix.Close() }

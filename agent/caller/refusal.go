@@ -16,6 +16,10 @@ const (
 	SharedSocket Reason = "shared_socket" // several processes tried to connect the socket
 	HandedOver   Reason = "handed_over"   // another process holds or used its end
 	Closed       Reason = "closed"        // the connection is closed
+
+	CredentialsChanged Reason = "credentials_changed" // it has other credentials or namespaces now
+	MovedCgroup        Reason = "moved_cgroup"        // it is in another cgroup now
+	Tampered           Reason = "tampered"            // another process debugged it or used its memory since
 )
 
 var advice = map[Reason]string{
@@ -26,6 +30,10 @@ var advice = map[Reason]string{
 	SharedSocket: "connect each socket in one process only",
 	HandedOver:   "open a connection of its own in each process",
 	Closed:       "connect again",
+
+	CredentialsChanged: "connect after the last change of credentials",
+	MovedCgroup:        "connect again from the cgroup where it stays",
+	Tampered:           "connect again; what was done to it shows in the selectors",
 }
 
 // Refusal says why a connection's caller is not served.

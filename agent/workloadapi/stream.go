@@ -55,6 +55,10 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 			return status.FromContextError(ctx.Err()).Err()
 		case <-w.Done():
 			return status.Error(codes.PermissionDenied, "the caller has exited")
+		case <-w.Changed():
+			if err := w.Check(); err != nil {
+				return s.refuse(ctx, err)
+			}
 		case <-sub.C():
 		}
 	}

@@ -41,6 +41,8 @@ type caller struct {
 	set  selectors.Set
 	done chan struct{}
 
+	changed chan struct{}
+
 	mu    sync.Mutex
 	gone  error // what Check says
 	check int
@@ -49,6 +51,7 @@ type caller struct {
 func (c *caller) Facts() *selectors.Facts  { return &selectors.Facts{} }
 func (c *caller) Selectors() selectors.Set { return c.set }
 func (c *caller) Done() <-chan struct{}    { return c.done }
+func (c *caller) Changed() <-chan struct{} { return c.changed }
 func (c *caller) Check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -125,7 +128,7 @@ func serve(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{signer: &signer{key: key}, caller: &caller{done: make(chan struct{}), set: selectors.NewSet(
+	f := &fixture{signer: &signer{key: key}, caller: &caller{done: make(chan struct{}), changed: make(chan struct{}, 1), set: selectors.NewSet(
 		selectors.Selector{Type: "unix", Value: "uid:1"}, selectors.Selector{Type: "unix", Value: "gid:1"})}}
 	log := slog.New(slog.NewTextHandler(f, nil))
 	f.manager = svids.New(f.signer, log, time.Now)
@@ -391,7 +394,11 @@ func TestStreamEnds(t *testing.T) {
 		}, codes.PermissionDenied, "it executed another program"},
 		"deleted":  {func(f *fixture) { f.manager.Entries(false, nil, []string{"a"}, 2) }, codes.PermissionDenied, "no identity issued"},
 		"narrowed": {func(f *fixture) { f.manager.Entries(false, []*selectors.Entry{entry("a", 1, "uid:2")}, nil, 2) }, codes.PermissionDenied, "no identity issued"},
-		"exited":   {func(f *fixture) { close(f.caller.done) }, codes.PermissionDenied, "the caller has exited"},
+		"told": {func(f *fixture) {
+			f.caller.becomes(errors.New("it executed another program"))
+			f.caller.changed <- struct{}{}
+		}, codes.PermissionDenied, "it executed another program"},
+		"exited": {func(f *fixture) { close(f.caller.done) }, codes.PermissionDenied, "the caller has exited"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := serve(t)

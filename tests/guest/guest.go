@@ -99,6 +99,9 @@ func Initramfs(ctx context.Context, out, init string, files map[string]string) e
 		return fmt.Errorf("initramfs: %w", err)
 	}
 	defer os.RemoveAll(root)
+	if err := os.Chmod(root, 0o755); err != nil { // users other than root look up paths, too
+		return fmt.Errorf("initramfs: %w", err)
+	}
 	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "etc", "bin"} {
 		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
 			return fmt.Errorf("initramfs: %w", err)
