@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | guest. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | redteam | guest. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -20,13 +20,17 @@ scenarios() {
 	echo "== scenarios, natively"
 	go test -count=1 ./tests/scenarios
 }
+redteam() {
+	echo "== red team, natively"
+	go test -count=1 ./tests/redteam
+}
 guest() {
-	echo "== scenarios, in guests"
+	echo "== scenarios and red team, in guests"
 	go test -count=1 -timeout 25m -v ./tests/guest
 }
 case $what in
-all) ./tests/lint.sh; unit; scenarios; guest ;;
-unit | scenarios | guest) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|guest" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; redteam; guest ;;
+unit | scenarios | redteam | guest) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|redteam|guest" >&2; exit 2 ;;
 esac
 echo "== passed: $what"

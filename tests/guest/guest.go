@@ -37,44 +37,69 @@ var Kernels = []Kernel{
 	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16"},
 }
 
-// Fetch returns the kernel's file, from cache or from Debian's archive.
-func (k Kernel) Fetch(ctx context.Context, cache string) (vmlinuz string, err error) {
+// Fetch returns the kernel's file and its module overlay.ko, from cache or from Debian's archive.
+func (k Kernel) Fetch(ctx context.Context, cache string) (vmlinuz, overlay string, err error) {
 	dir := filepath.Join(cache, "kernel-"+k.Name)
+	overlay = filepath.Join(dir, "overlay.ko")
 	if found, _ := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*")); len(found) == 1 {
-		return found[0], nil
+		if _, err := os.Stat(overlay); err == nil {
+			return found[0], overlay, nil
+		}
 	}
 	image, err := k.image(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	tmp, err := os.MkdirTemp(cache, "deb-")
 	if err != nil {
-		return "", fmt.Errorf("fetch kernel: %w", err)
+		return "", "", fmt.Errorf("fetch kernel: %w", err)
 	}
 	defer os.RemoveAll(tmp)
 	if err := run(ctx, tmp, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", image); err != nil {
-		return "", err
+		return "", "", err
 	}
 	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if len(debs) != 1 {
-		return "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
+		return "", "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
 	}
 	if err := run(ctx, tmp, "dpkg-deb", "-x", debs[0], "x"); err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "boot"), 0o755); err != nil {
-		return "", fmt.Errorf("fetch kernel: %w", err)
+		return "", "", fmt.Errorf("fetch kernel: %w", err)
+	}
+	if err := unpackModule(ctx, filepath.Join(tmp, "x/lib/modules/*/kernel/fs/overlayfs/overlay.ko*"), overlay); err != nil {
+		return "", "", err
 	}
 	found, _ := filepath.Glob(filepath.Join(tmp, "x/boot/vmlinuz-*"))
 	if len(found) != 1 {
-		return "", fmt.Errorf("%s holds %d kernels", image, len(found))
+		return "", "", fmt.Errorf("%s holds %d kernels", image, len(found))
 	}
 	vmlinuz = filepath.Join(dir, "boot", filepath.Base(found[0]))
 	data, err := os.ReadFile(found[0])
 	if err != nil {
-		return "", fmt.Errorf("fetch kernel: %w", err)
+		return "", "", fmt.Errorf("fetch kernel: %w", err)
 	}
-	return vmlinuz, os.WriteFile(vmlinuz, data, 0o644)
+	return vmlinuz, overlay, os.WriteFile(vmlinuz, data, 0o644)
+}
+
+// unpackModule writes the one kernel module that a pattern finds, compressed or not.
+func unpackModule(ctx context.Context, pattern, out string) error {
+	found, _ := filepath.Glob(pattern)
+	if len(found) != 1 {
+		return fmt.Errorf("the kernel's package has %d modules %s", len(found), filepath.Base(pattern))
+	}
+	if strings.HasSuffix(found[0], ".xz") {
+		if err := run(ctx, filepath.Dir(found[0]), "xz", "-d", found[0]); err != nil {
+			return err
+		}
+		found[0] = strings.TrimSuffix(found[0], ".xz")
+	}
+	data, err := os.ReadFile(found[0])
+	if err != nil {
+		return fmt.Errorf("fetch kernel: %w", err)
+	}
+	return os.WriteFile(out, data, 0o644)
 }
 
 // image resolves a package that only depends on the real one.

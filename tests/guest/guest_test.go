@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/assay-id/assay/tests/redteam"
 	"github.com/assay-id/assay/tpm/swtpm"
 )
 
@@ -22,6 +24,7 @@ var suites = []struct{ name, pkg, args string }{
 	{"bpf", "./bpf", ""},
 	{"caller", "./agent/caller", ""},
 	{"scenarios", "./tests/scenarios", ""},
+	{"redteam", "./tests/redteam", ""},
 }
 
 const initScript = `#!/bin/busybox sh
@@ -32,9 +35,10 @@ mkdir -p /dev/shm; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
 mount -t securityfs sec /sys/kernel/security; mount -t tracefs tr /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup
 ifconfig lo 127.0.0.1 up
+for m in /lib/overlay-*.ko; do insmod $m 2>/dev/null; done # one is this kernel's
 echo root:x:0:0:root:/:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
 echo "GUEST kernel $(uname -r) lsm $(cat /sys/kernel/security/lsm) tpm $(ls /dev/tpm* | tr '\n' ' ')"
-export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s
+export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s ASSAY_REDTEAM_LIBRARIES=/assay/redteam
 cd /tmp
 for t in %s; do
 	echo "GUEST begin $t $(cut -d' ' -f1 /proc/uptime)"
@@ -60,7 +64,7 @@ func TestGuests(t *testing.T) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	names := chosen("ASSAY_SUITES", "bpf", "caller", "scenarios", "demo")
+	names := chosen("ASSAY_SUITES", "bpf", "caller", "scenarios", "redteam", "demo")
 	files := pack(t, root, dir)
 	ekCA, err := swtpm.Manufacture(t.Context(), filepath.Join(dir, "ca"), filepath.Join(dir, "tpm"))
 	if err != nil {
@@ -69,6 +73,14 @@ func TestGuests(t *testing.T) {
 	files["assay/ek-ca.pem"] = filepath.Join(dir, "ek-ca.pem")
 	if err := os.WriteFile(files["assay/ek-ca.pem"], ekCA, 0o644); err != nil {
 		t.Fatal(err)
+	}
+	vmlinuz := map[string]string{}
+	for _, k := range Kernels {
+		var overlay string
+		if vmlinuz[k.Name], overlay, err = k.Fetch(t.Context(), cache); err != nil {
+			t.Fatal(err)
+		}
+		files["lib/overlay-"+k.Name+".ko"] = overlay
 	}
 	initramfs := filepath.Join(dir, "initramfs.gz")
 	if err := Initramfs(t.Context(), initramfs, fmt.Sprintf(initScript, rounds(), strings.Join(names, " "), os.Getenv("ASSAY_RUN")), files); err != nil {
@@ -79,11 +91,7 @@ func TestGuests(t *testing.T) {
 			continue
 		}
 		t.Run(k.Name, func(t *testing.T) {
-			vmlinuz, err := k.Fetch(t.Context(), cache)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m := Machine{Kernel: k, Vmlinuz: vmlinuz, Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 20 * time.Minute}
+			m := Machine{Kernel: k, Vmlinuz: vmlinuz[k.Name], Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 20 * time.Minute}
 			judge(t, m, names)
 		})
 	}
@@ -114,6 +122,16 @@ func pack(t *testing.T, root, dir string) map[string]string {
 	build("build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./cmd/assay", "./cmd/assay-agent", "./cmd/assay-server", "./tests/demo", "./tests/demo/payments", "./tests/demo/ledger")
 	for _, name := range []string{"assay", "assay-agent", "assay-server", "demo", "payments", "ledger"} {
 		files["assay/"+name] = bin + name
+	}
+	// The red team's dynamic victim, what it is linked to, and the libraries of its attackers.
+	for _, path := range []string{redteam.Dynamic, "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"} {
+		files[path[1:]] = path
+	}
+	if err := redteam.BuildLibraries(t.Context(), filepath.Join(root, "tests/redteam/testdata/inject.c"), dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"preload.so", "audit.so"} {
+		files["assay/redteam/"+name] = filepath.Join(dir, name)
 	}
 	for _, s := range suites {
 		out := filepath.Join(dir, s.name+".test")
@@ -153,6 +171,7 @@ func judge(t *testing.T, m Machine, names []string) {
 		booted <- err
 	}()
 	passed := map[string]bool{}
+	var attacks []redteam.Result
 	previous := ""
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		line := strings.TrimRight(lines.Text(), "\r")
@@ -161,6 +180,9 @@ func judge(t *testing.T, m Machine, names []string) {
 		var code int
 		if _, err := fmt.Sscanf(line, "GUEST end %s %d", &name, &code); err == nil {
 			passed[name] = code == 0
+		}
+		if r, ok := redteam.ParseResult(line); ok {
+			attacks = append(attacks, r)
 		}
 		// A test may say that it is only for the machine outside (scenarios.nativeOnly); its
 		// words come before the verdict.
@@ -176,5 +198,26 @@ func judge(t *testing.T, m Machine, names []string) {
 		if !passed[name] {
 			t.Errorf("%s did not pass in the guest", name)
 		}
+	}
+	if slices.Contains(names, "redteam") && os.Getenv("ASSAY_RUN") == "" {
+		judgeAttacks(t, attacks)
+	}
+}
+
+// judgeAttacks compares what the red team's document says of this kernel; with ASSAY_UPDATE=1 it
+// writes that.
+func judgeAttacks(t *testing.T, run []redteam.Result) {
+	const root = "../.."
+	if os.Getenv("ASSAY_UPDATE") == "1" && !t.Failed() {
+		if err := redteam.Update(root, run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed, err := redteam.ReadResults(filepath.Join(root, redteam.ResultsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range redteam.Compare(committed, run) {
+		t.Errorf("red team: %s; if that is right, run with ASSAY_UPDATE=1", d)
 	}
 }
