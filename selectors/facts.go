@@ -160,14 +160,17 @@ type Namespaces struct {
 	HostUser, HostCgroup, HostIPC bool
 }
 
-// Integrity tells what other processes did to one.
+// Integrity tells what other processes did to one, since its image was executed.
 type Integrity struct {
-	// Known says that the sensor watched everything that the flags are about, all the life of
-	// the image; without it, no flag means nothing.
-	Known bool `json:"known,omitempty"`
+	// SeesWrites says that tracing and writes of memory could not have gone unseen; SeesAll that
+	// no kind of access could. Without them, a flag that is not set means nothing.
+	SeesWrites bool `json:"sees_writes,omitempty"`
+	SeesAll    bool `json:"sees_all,omitempty"`
 	// Traced: a debugger attached. MemoryWritten: another process wrote its memory.
 	Traced        bool `json:"traced,omitempty"`
 	MemoryWritten bool `json:"memory_written,omitempty"`
+	// MemoryRead: another process read its memory, or opened it, or was allowed to.
+	MemoryRead bool `json:"memory_read,omitempty"`
 	// DescriptorTaken: another process took a descriptor by pidfd_getfd.
 	DescriptorTaken bool `json:"descriptor_taken,omitempty"`
 }

@@ -7,11 +7,15 @@ import "strconv"
 // deriveIntegrity emits `integrity` and `code`: whether the process still is what was executed.
 //
 //	selector                        example                          evidence                               does not prove
-//	integrity:clean                 integrity:clean                  nothing of the below was seen, and the that the program has no holes of its own
-//	                                                                 sensor watched all its life
+//	integrity:clean                 integrity:clean                  nothing of the below happened, and     that the program has no holes of its own
+//	                                                                 that is sure (T1)
+//	integrity:unmodified            integrity:unmodified             not traced and not written, and that   that nobody read its keys
+//	                                                                 is sure (T1, T2)
 //	integrity:traced                integrity:traced                 a debugger attached to it or to an     that it changed anything
 //	                                                                 ancestor it inherited this from
 //	integrity:memory-written        integrity:memory-written         another process wrote its memory       what
+//	integrity:memory-read           integrity:memory-read            another process read or opened its     that it found a key
+//	                                                                 memory, or was allowed to (T1)
 //	integrity:descriptor-taken      integrity:descriptor-taken       pidfd_getfd took a descriptor          which
 //	code:libraries:sha256:<hex>     code:libraries:sha256:77ad…      T1: digest over the sorted digests of  what the libraries do; order of loading
 //	                                                                 all files that were mapped executable
@@ -22,18 +26,17 @@ import "strconv"
 // A flag is sticky and inherited: a tampered parent can prepare its child.
 func deriveIntegrity(f *Facts, emit func(family, value string)) {
 	i := f.Integrity
-	flagged := false
 	for _, x := range []struct {
 		set  bool
 		name string
-	}{{i.Traced, "traced"}, {i.MemoryWritten, "memory-written"}, {i.DescriptorTaken, "descriptor-taken"}} {
+	}{
+		{i.Traced, "traced"}, {i.MemoryWritten, "memory-written"}, {i.MemoryRead, "memory-read"}, {i.DescriptorTaken, "descriptor-taken"},
+		{i.SeesWrites && !i.modified(), "unmodified"},
+		{i.SeesAll && !i.modified() && !i.MemoryRead && !i.DescriptorTaken, "clean"},
+	} {
 		if x.set {
 			emit("integrity", x.name)
-			flagged = true
 		}
-	}
-	if i.Known && !flagged {
-		emit("integrity", "clean")
 	}
 	if !f.Code.Known {
 		return
@@ -44,3 +47,5 @@ func deriveIntegrity(f *Facts, emit func(family, value string)) {
 		emit("code", "no-anonymous-exec")
 	}
 }
+
+func (i Integrity) modified() bool { return i.Traced || i.MemoryWritten }

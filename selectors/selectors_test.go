@@ -256,9 +256,11 @@ func TestDeriveIntegrity(t *testing.T) {
 		want      []string
 	}{
 		{Integrity{}, nil},
-		{Integrity{Known: true}, []string{"integrity:clean"}},
+		{Integrity{SeesAll: true, SeesWrites: true}, []string{"integrity:clean", "integrity:unmodified"}},
+		{Integrity{SeesWrites: true}, []string{"integrity:unmodified"}},
 		{Integrity{Traced: true}, []string{"integrity:traced"}},
-		{Integrity{Known: true, MemoryWritten: true, DescriptorTaken: true}, []string{"integrity:descriptor-taken", "integrity:memory-written"}},
+		{Integrity{SeesAll: true, SeesWrites: true, MemoryRead: true}, []string{"integrity:memory-read", "integrity:unmodified"}},
+		{Integrity{SeesAll: true, SeesWrites: true, MemoryWritten: true, DescriptorTaken: true}, []string{"integrity:descriptor-taken", "integrity:memory-written"}},
 	} {
 		f := facts()
 		f.Integrity = c.integrity

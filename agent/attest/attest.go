@@ -23,6 +23,8 @@ import (
 type Sensor interface {
 	process.Tasks
 	Task(pidfd int) (bpf.Task, error)
+	Exec(execID uint64) (bpf.ExecInfo, error)
+	Now(key selectors.ProcessKey) (bpf.Now, error)
 	CgroupPath(id uint64) (string, error)
 	Tier() selectors.Tier
 }
@@ -87,14 +89,16 @@ func (a *Attestor) Caller(ctx context.Context) (*Workload, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
-	task := c.Task()
-	facts, err := a.facts(ctx, c.Process(), &task, c.CgroupID())
+	now, err := c.Now()
 	if err != nil {
 		return nil, err
 	}
-	facts.Tier = c.Tier()
-	facts.Credentials.UID, facts.Credentials.GID = c.UID(), c.GID()
-	a.nameCredentials(&facts.Credentials)
+	task := c.Task() // as it was at connect, but for what was done to the process since
+	task.Integrity = now.Integrity
+	facts, err := a.facts(ctx, subject{c.Process(), &task, c.Credentials(), c.CgroupID(), c.Tier()})
+	if err != nil {
+		return nil, err
+	}
 	return &Workload{facts: *facts, set: selectors.Derive(facts), caller: c}, nil
 }
 
@@ -109,44 +113,86 @@ func (a *Attestor) PID(ctx context.Context, pid int) (*selectors.Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	facts, err := a.facts(ctx, p, &task, task.CgroupID)
+	now, err := a.sensor.Now(p.Key())
 	if err != nil {
 		return nil, err
 	}
-	facts.Tier = a.sensor.Tier()
-	facts.Credentials.UID, facts.Credentials.GID = task.UID, task.GID
-	a.nameCredentials(&facts.Credentials)
+	facts, err := a.facts(ctx, subject{p, &task, now.Credentials, now.CgroupID, a.sensor.Tier()})
+	if err != nil {
+		return nil, err
+	}
 	return facts, p.Still()
 }
 
-func (a *Attestor) facts(ctx context.Context, p *process.Process, task *bpf.Task, cgroup uint64) (*selectors.Facts, error) {
+// subject is a process with what the kernel says of it.
+type subject struct {
+	process     *process.Process
+	task        *bpf.Task
+	credentials bpf.Credentials
+	cgroup      uint64
+	tier        selectors.Tier
+}
+
+func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, error) {
+	pid, task := s.task.Process.TGID, s.task
 	f := &selectors.Facts{
 		Process:          task.Process,
+		Tier:             s.tier,
 		Observed:         task.Flags.Has(bpf.Observed),
 		LineageTruncated: task.Flags.Has(bpf.Truncated) || task.Flags.Has(bpf.LineageUnknown),
-		Cgroup:           selectors.Cgroup{ID: cgroup},
+		Cgroup:           selectors.Cgroup{ID: s.cgroup},
+		Exec:             execution(task),
+		Integrity:        integrity(task.Integrity),
+		Credentials:      credentials(&s.credentials),
+		Namespaces:       namespaces(&s.credentials.Namespaces),
 	}
 	var err error
-	if f.Executable, err = a.hasher.Executable(ctx, p, image(task)); err != nil && !errors.Is(err, digest.ErrNoDigest) {
+	if f.Executable, err = a.hasher.Executable(ctx, s.process, image(task)); err != nil && !errors.Is(err, digest.ErrNoDigest) {
 		return nil, fmt.Errorf("digest of the caller's program: %w", err)
 	} else if err != nil {
-		a.log.Info("a caller has no digest", "pid", task.Process.TGID, "reason", err)
+		a.log.Info("a caller has no digest", "pid", pid, "reason", err)
 	}
-	if f.Cgroup.Path, err = a.cgroups.path(cgroup); err != nil {
-		a.log.Info("a caller's cgroup has no path", "pid", task.Process.TGID, "cgroup", cgroup, "reason", err)
-	}
-	if f.Cgroup.V1Path, err = p.V1Cgroup(); err != nil {
+	if err := a.kernelDigests(f); err != nil {
 		return nil, err
 	}
-	groups, err := p.SupplementaryGroups()
+	if f.Cgroup.Path, err = a.cgroups.path(s.cgroup); err != nil {
+		a.log.Info("a caller's cgroup has no path", "pid", pid, "cgroup", s.cgroup, "reason", err)
+	}
+	if f.Cgroup.V1Path, err = s.process.V1Cgroup(); err != nil {
+		return nil, err
+	}
+	if f.Credentials.SecurityLabel, err = s.process.SecurityLabel(); err != nil {
+		return nil, err
+	}
+	groups, err := s.process.SupplementaryGroups()
 	if err != nil {
 		return nil, err
 	}
-	for _, gid := range groups {
-		f.Credentials.SupplementaryGroups = append(f.Credentials.SupplementaryGroups, selectors.Group{GID: gid, Name: a.groups.lookup(gid)})
-	}
+	a.nameCredentials(&f.Credentials, groups)
 	f.Ancestors = lineage.Resolve(ctx, chain(task), programs{a})
 	return f, nil
+}
+
+// kernelDigests adds what the kernel itself computed of the program at execve. A digest of the
+// kernel that differs from ours means that one of them is not of what runs.
+func (a *Attestor) kernelDigests(f *selectors.Facts) error {
+	info, err := a.sensor.Exec(f.Process.ExecID)
+	switch {
+	case errors.Is(err, bpf.ErrNoRecord):
+		return nil // seeded, or too long ago
+	case err != nil:
+		return err
+	}
+	if info.Verity != nil {
+		f.Executable.FSVerity = *info.Verity
+	}
+	if info.IMA != nil && !f.Executable.SHA256.IsZero() {
+		if f.Executable.IMA = *info.IMA == f.Executable.SHA256; !f.Executable.IMA {
+			a.log.Warn("the kernel's digest of a program is another one than that of the file, so it has none", "pid", f.Process.TGID, "ima", info.IMA, "file", f.Executable.SHA256)
+			f.Executable.SHA256 = selectors.Digest{}
+		}
+	}
+	return nil
 }
 
 // task returns the kernel's record of a pinned process as it is now.
@@ -158,18 +204,9 @@ func (a *Attestor) task(p *process.Process) (task bpf.Task, err error) {
 	return task, err
 }
 
-func (a *Attestor) nameCredentials(c *selectors.Credentials) {
+func (a *Attestor) nameCredentials(c *selectors.Credentials, groups []uint32) {
 	c.User, c.Group = a.users.lookup(c.UID), a.groups.lookup(c.GID)
-}
-
-func image(t *bpf.Task) digest.Image {
-	return digest.Image{Inode: t.Executable.Inode, FSMagic: t.Executable.FSMagic, Writable: t.Flags.Has(bpf.MemoryFile)}
-}
-
-func chain(t *bpf.Task) []lineage.Image {
-	out := make([]lineage.Image, len(t.Ancestors))
-	for i, anc := range t.Ancestors {
-		out[i] = lineage.Image{Holder: anc.Process, Observed: anc.Flags.Has(bpf.Observed)}
+	for _, gid := range groups {
+		c.SupplementaryGroups = append(c.SupplementaryGroups, selectors.Group{GID: gid, Name: a.groups.lookup(gid)})
 	}
-	return out
 }

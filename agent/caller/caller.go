@@ -165,6 +165,9 @@ func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 	if b.Shared || b.PeerDiffers {
 		return refuse(SharedSocket, "another process tried to connect the same socket"), false
 	}
+	if b.Handed != 0 && b.HandedTGID == key.TGID && b.HandedExecID != key.ExecID {
+		return refuse(Executed, "process %d has executed another program", key.TGID), false
+	}
 	if b.Handed != 0 {
 		return refuse(HandedOver, "process %d used or received the caller's socket", b.HandedTGID), false
 	}

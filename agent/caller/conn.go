@@ -190,5 +190,6 @@ func (c *Conn) reportForeignUse() {
 	if err != nil || b.Handed == 0 {
 		return
 	}
-	c.log.Warn("workload connection closed", "error", refuse(HandedOver, "process %d used or received the socket of process %d", b.HandedTGID, c.caller.Key().TGID))
+	r, _ := judge(b, c.caller.Key())
+	c.log.Warn("workload connection closed", "error", r)
 }

@@ -29,7 +29,8 @@ func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
 		Namespaces:       namespacesFromProto(p.GetNamespaces()),
 	}
 	if i := p.GetIntegrity(); i != nil {
-		f.Integrity = selectors.Integrity{Known: i.Known, Traced: i.Traced, MemoryWritten: i.MemoryWritten, DescriptorTaken: i.DescriptorTaken}
+		f.Integrity = selectors.Integrity{SeesWrites: i.SeesWrites, SeesAll: i.SeesAll, Traced: i.Traced, MemoryWritten: i.MemoryWritten,
+			MemoryRead: i.MemoryRead, DescriptorTaken: i.DescriptorTaken}
 	}
 	var errs []error
 	executable := func(p *evidencev1.Executable) selectors.Executable {

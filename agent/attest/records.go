@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attest
+
+import (
+	"github.com/assay-id/assay/agent/digest"
+	"github.com/assay-id/assay/agent/lineage"
+	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/selectors"
+)
+
+// The kernel's records in the words of the packages that read them.
+
+func image(t *bpf.Task) digest.Image {
+	return digest.Image{Inode: t.Executable.Inode, FSMagic: t.Executable.FSMagic, Writable: t.Flags.Has(bpf.MemoryFile)}
+}
+
+func chain(t *bpf.Task) []lineage.Image {
+	out := make([]lineage.Image, len(t.Ancestors))
+	for i, anc := range t.Ancestors {
+		out[i] = lineage.Image{Holder: anc.Process, Observed: anc.Flags.Has(bpf.Observed)}
+	}
+	return out
+}
+
+func execution(t *bpf.Task) selectors.Exec {
+	return selectors.Exec{
+		Deleted: t.Flags.Has(bpf.Deleted), MemoryFile: t.Flags.Has(bpf.MemoryFile), SetID: t.Flags.Has(bpf.SecureExec),
+		FSMagic: t.Executable.FSMagic, Script: t.Flags.Has(bpf.Script),
+	}
+}
+
+// modifications are the kinds of tampering that change a process.
+const modifications = bpf.PtraceAttached | bpf.MemoryWritten
+
+func integrity(i bpf.Integrity) selectors.Integrity {
+	return selectors.Integrity{
+		SeesAll: i.Known, SeesWrites: i.Sees.Has(modifications),
+		Traced: i.Seen.Has(bpf.PtraceAttached), MemoryWritten: i.Seen.Has(bpf.MemoryWritten),
+		MemoryRead:      i.Seen&(bpf.MemoryRead|bpf.MemoryOpened|bpf.Accessed) != 0,
+		DescriptorTaken: i.Seen.Has(bpf.DescriptorTaken),
+	}
+}
+
+func credentials(c *bpf.Credentials) selectors.Credentials {
+	return selectors.Credentials{
+		UID: c.UID, GID: c.GID, Known: true, Effective: c.Effective, Permitted: c.Permitted,
+		NoNewPrivs: c.NoNewPrivs, Seccomp: uint8(c.Seccomp), LoginUID: c.LoginUID, SessionID: c.SessionID,
+	}
+}
+
+// namespaces are known if the sensor knows which user namespace is the host's: it finds all
+// of the host's namespaces or none.
+func namespaces(n *bpf.Namespaces) selectors.Namespaces {
+	return selectors.Namespaces{
+		Known:   n.User.Inode != 0,
+		HostPID: n.PID.Host, HostMount: n.Mount.Host, HostNet: n.Network.Host,
+		HostUser: n.User.Host, HostCgroup: n.Cgroup.Host, HostIPC: n.IPC.Host,
+	}
+}
