@@ -13,10 +13,10 @@ func Derive(f *Facts) Set {
 	if f.Tier == TierNone || f.Process.ExecID == 0 {
 		return nil
 	}
-	ss := make([]Selector, 0, 24)
+	ss := make([]Selector, 0, 80)
 	emit := func(family, value string) { ss = append(ss, Selector{Type: family, Value: value}) }
 	for _, derive := range families {
 		derive(f, emit)
 	}
-	return NewSet(ss...)
+	return canonical(ss)
 }

@@ -3,7 +3,7 @@
 package selectors
 
 import (
-	"fmt"
+	"math/bits"
 	"strconv"
 )
 
@@ -41,10 +41,8 @@ func deriveProcess(f *Facts, emit func(family, value string)) {
 }
 
 func deriveRights(c *Credentials, emit func(string)) {
-	for bit := range 64 {
-		if c.Effective&(1<<bit) != 0 {
-			emit("capability:" + capabilityName(bit))
-		}
+	for set := c.Effective; set != 0; set &= set - 1 {
+		emit(capabilitySelectors[bits.TrailingZeros64(set)])
 	}
 	if c.Effective|c.Permitted == 0 {
 		emit("no-capabilities")
@@ -66,13 +64,17 @@ func deriveRights(c *Credentials, emit func(string)) {
 	}
 }
 
-// capabilityName returns the name of capabilities(7) in lower case.
-func capabilityName(bit int) string {
-	if bit < len(capabilities) {
-		return "cap_" + capabilities[bit]
+// capabilitySelectors are the values for each bit, by the names of capabilities(7) in lower case.
+var capabilitySelectors = func() (values [64]string) {
+	for bit := range values {
+		name := strconv.Itoa(bit)
+		if bit < len(capabilities) {
+			name = capabilities[bit]
+		}
+		values[bit] = "capability:cap_" + name
 	}
-	return fmt.Sprintf("cap_%d", bit)
-}
+	return values
+}()
 
 // capabilities are numbered as in linux/capability.h.
 var capabilities = [...]string{

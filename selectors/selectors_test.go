@@ -292,3 +292,11 @@ func TestDeriveWhoComputedTheDigest(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkDerive(b *testing.B) {
+	f := facts()
+	f.Credentials.Known, f.Credentials.Effective, f.Namespaces.Known, f.Exec.FSMagic = true, 1<<41-1, true, 0xef53
+	for b.Loop() {
+		Derive(f)
+	}
+}

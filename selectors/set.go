@@ -13,7 +13,11 @@ type Set []Selector
 
 // NewSet returns the canonical set of the given selectors. It does not keep the argument.
 func NewSet(ss ...Selector) Set {
-	s := slices.Clone(ss)
+	return canonical(slices.Clone(ss))
+}
+
+// canonical makes a Set of a slice that is not used otherwise.
+func canonical(s []Selector) Set {
 	slices.SortFunc(s, Selector.Compare)
 	return Set(slices.Compact(s))
 }
