@@ -4,7 +4,9 @@ package redteam
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -23,6 +25,7 @@ import (
 var roles = map[string]func(){
 	// The victim's.
 	"fetch":        func() { say(ask(connect())) },
+	"fetch-block":  beBlocking,
 	"wait":         beWaiting,
 	"sleep":        func() { fmt.Println("ready"); time.Sleep(time.Hour) },
 	"connect-wait": beConnected,
@@ -32,18 +35,22 @@ var roles = map[string]func(){
 	"inherit-cred": func() { lend("thief-credentials") },
 	"inherit-ring": func() { lend("thief-ring") },
 	"pass":         bePassing,
-	"exec":         func() { execThief(dial()) },
+	"exec":         func() { execThief("thief", dial()) },
+	"call-exec":    func() { execThief("thief-again", called()) },
+	"call-inherit": func() { lendFD("thief-again", called()) },
 	"exec-thread":  beExecutingThread,
-	"fork":         func() { beForking(0, true) },
-	"fork-read":    func() { beForking(0, false) },
-	"vfork":        func() { beForking(unix.CLONE_VM|unix.CLONE_VFORK, true) },
-	"clone-vm":     func() { beForking(unix.CLONE_VM, true) },
-	"clone-files":  func() { beForking(unix.CLONE_FILES, true) },
+	"fork":         func() { beForking(0) },
+	"fork-read":    beReadByChild,
+	"fork-queued":  beReadLater,
+	"vfork":        func() { beForking(unix.CLONE_VM | unix.CLONE_VFORK) },
+	"clone-vm":     func() { beForking(unix.CLONE_VM) },
+	"clone-files":  func() { beForking(unix.CLONE_FILES) },
 	"prefork":      bePrefork,
 
 	// The attacker's.
 	"thief":             func() { say(askFD(3)) },
 	"thief-dup":         func() { check(unix.Dup3(3, 200, unix.O_CLOEXEC)); check(unix.Close(3)); say(askFD(200)) },
+	"thief-again":       func() { say(sendFD(3, secondRequest)) },
 	"thief-later":       func() { fmt.Println("ready"); awaitLine(); say(askFD(3)) },
 	"thief-credentials": beForger,
 	"thief-ring":        func() { say(askByRing(3)) },
@@ -76,10 +83,12 @@ func deny(what string, err error) { say(verdict{denied: true, detail: what + ": 
 var stdin = bufio.NewReader(os.Stdin)
 
 // awaitLine waits for a word of the test; without one the actor ends.
-func awaitLine() {
-	if _, err := stdin.ReadString('\n'); err != nil {
+func awaitLine() string {
+	line, err := stdin.ReadString('\n')
+	if err != nil {
 		os.Exit(0)
 	}
+	return strings.TrimSpace(line)
 }
 
 func connect() net.Conn { return must(net.Dial("unix", os.Getenv("REDTEAM_SOCKET"))) }
@@ -91,6 +100,33 @@ func connectFD(fd int) error {
 }
 
 func dial() int { fd := socket(); check(connectFD(fd)); return fd }
+
+// beBlocking reads as a program with threads and no event loop does.
+func beBlocking() {
+	fd := dial()
+	must(unix.Write(fd, request))
+	say(read(readFunc(func(p []byte) (int, error) {
+		switch n, err := unix.Read(fd, p); {
+		case err == unix.EINTR:
+			return 0, nil
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	})))
+}
+
+// called is a connection over which this process has got its identity already.
+func called() int {
+	fd := dial()
+	if v := askFD(must(unix.Dup(fd))); !v.delivered {
+		panic(fmt.Sprint("the victim's own call: ", v))
+	}
+	return fd
+}
 
 // attacker is the path of the attacker's program, as seen by the victim's.
 func attacker() string { return os.Getenv("REDTEAM_ATTACKER") }
@@ -113,8 +149,9 @@ func startThief(role string, fd int) *exec.Cmd {
 }
 
 // lend keeps its end of the connection while the thief uses the other.
-func lend(role string) {
-	fd := dial()
+func lend(role string) { lendFD(role, dial()) }
+
+func lendFD(role string, fd int) {
 	check(startThief(role, must(unix.Dup(fd))).Wait())
 	runtime.KeepAlive(fd)
 }
@@ -128,12 +165,15 @@ func honest() int { return 0 }
 
 var marker = [8]byte{'h', 'o', 'n', 'e', 's', 't'}
 
-// beWaiting fetches at each line, and tells what was changed in it.
+// beWaiting fetches at each line, and tells what was changed in it; "work" makes it run its code only.
 func beWaiting() {
 	f := honest
 	fmt.Println("ready", **(**uintptr)(unsafe.Pointer(&f)), uintptr(unsafe.Pointer(&marker)))
 	for {
-		awaitLine()
+		if awaitLine() == "work" {
+			fmt.Println("worked", honest())
+			continue
+		}
 		fmt.Println("changed", honest() != 0 || marker[0] != 'h')
 		c := connect()
 		say(ask(c))
@@ -164,13 +204,13 @@ func receive(over int) int {
 	return must(unix.ParseUnixRights(&messages[0]))[0]
 }
 
-func execThief(fd int) {
+func execThief(role string, fd int) {
 	if fd != 3 {
 		check(unix.Dup3(fd, 3, 0))
 		check(unix.Close(fd))
 	}
 	must(unix.FcntlInt(3, unix.F_SETFD, 0))
-	check(os.Setenv("REDTEAM_ROLE", "thief"))
+	check(os.Setenv("REDTEAM_ROLE", role))
 	check(syscall.Exec(attacker(), []string{attacker()}, os.Environ()))
 }
 
@@ -180,7 +220,7 @@ func beExecutingThread() {
 		go func() {
 			runtime.LockOSThread()
 			if unix.Gettid() != os.Getpid() {
-				execThief(fd)
+				execThief("thief", fd)
 			}
 			select {}
 		}()
@@ -188,15 +228,40 @@ func beExecutingThread() {
 	}
 }
 
-func beForking(flags uintptr, send bool) {
-	fd := dial()
-	if !send {
-		must(unix.Write(fd, request))
-	}
+func beForking(flags uintptr) {
 	t := newTape()
-	q := t.question(fd, send)
+	q := t.question(dial(), true)
 	q.end(exit)
 	say(t.childAsks(flags, q))
+}
+
+// beReadByChild has a child before it asks.
+func beReadByChild() {
+	fd := dial()
+	t := newTape()
+	q := t.question(fd, false)
+	q.end(exit)
+	say(t.childAsks(0, q, step{nr: unix.SYS_WRITE, args: [6]uintptr{uintptr(fd), t.put(request), uintptr(len(request))}}))
+}
+
+// beReadLater has a child once the answer lies in the socket's queue.
+func beReadLater() {
+	fd := dial()
+	must(unix.Write(fd, request))
+	buf := make([]byte, 1<<16)
+	for end := time.Now().Add(patience()); ; time.Sleep(10 * time.Millisecond) {
+		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err == nil && bytes.Contains(buf[:n], wanted()) {
+			break
+		}
+		if time.Now().After(end) {
+			panic(fmt.Sprint("the victim's own call: no answer, ", err))
+		}
+	}
+	t := newTape()
+	q := t.question(fd, false)
+	q.end(exit)
+	say(t.childAsks(0, q))
 }
 
 // bePrefork is stopped while its worker asks.

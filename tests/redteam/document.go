@@ -23,6 +23,7 @@ against an attestor of the old kind: SO_PEERCRED for the PID at the first reques
 - **denied by the kernel**: the means of the attack is not allowed by the kernel itself.
 - **delivered**: the attack succeeded. With *limit* the reason is under the table and will stay; with *open* it is
   work to be done.
+- *price*: an honest caller is refused, because it can not be told from an attacker.
 
 `
 
@@ -80,6 +81,8 @@ func (a Attack) expected() string {
 
 func (a Attack) cell(r Result) string {
 	switch {
+	case a.Control && r.Outcome != Delivered:
+		return "**" + string(r.Outcome) + "** (*price*)"
 	case r.Outcome != Delivered || a.Control:
 		return string(r.Outcome)
 	case a.Limit[r.Tier] != "":
@@ -103,6 +106,7 @@ func writeNotes(out *strings.Builder) {
 		title string
 		of    func(Attack) map[string]string
 	}{
+		{"Prices", func(a Attack) map[string]string { return a.Price }},
 		{"Limits", func(a Attack) map[string]string { return a.Limit }},
 		{"Open", func(a Attack) map[string]string { return a.Open }},
 	} {

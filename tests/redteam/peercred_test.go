@@ -62,7 +62,7 @@ func (p *peerCred) serve(c *net.UnixConn) {
 		if len(ids) == 0 {
 			return
 		}
-		if _, err := io.WriteString(c, strings.Join(ids, " ")); err != nil {
+		if _, err := c.Write(appendFrame(nil, frameData, 0, 1, []byte(strings.Join(ids, " ")))); err != nil {
 			return
 		}
 	}

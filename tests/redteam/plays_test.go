@@ -3,7 +3,10 @@
 package redteam
 
 import (
+	"debug/elf"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,28 +19,32 @@ import (
 
 // plays direct the actors of each attack and return what the attacker got.
 var plays = map[string]func(*scene) verdict{
-	"control":       victimIn("fetch"),
-	"other-program": attackerIn("fetch"),
-	"other-parent":  otherParent,
+	"control":          victimIn("fetch"),
+	"control-blocking": victimIn("fetch-block"),
+	"other-program":    attackerIn("fetch"),
+	"other-parent":     otherParent,
 
-	"pid-reuse":          func(s *scene) verdict { return reuse(s, false) },
-	"exit-before-accept": func(s *scene) verdict { return reuse(s, true) },
-	"exec-into-victim":   execIntoVictim,
-	"exec-after-connect": victimIn("exec"),
-	"exec-from-thread":   victimIn("exec-thread"),
-	"fd-passing":         victimIn("pass"),
-	"fork":               victimIn("fork"),
-	"fork-read":          victimIn("fork-read"),
-	"inherit":            victimIn("inherit"),
-	"dup-in-child":       victimIn("inherit-dup"),
-	"forged-credentials": victimIn("inherit-cred"),
-	"pidfd-getfd":        pidfdGetFD,
-	"vfork":              victimIn("vfork"),
-	"clone-vm":           victimIn("clone-vm"),
-	"clone-files":        victimIn("clone-files"),
-	"prefork":            victimIn("prefork"),
-	"shared-socket":      attackerIn("share"),
-	"io-uring":           victimIn("inherit-ring"),
+	"pid-reuse":             func(s *scene) verdict { return reuse(s, false) },
+	"exit-before-accept":    func(s *scene) verdict { return reuse(s, true) },
+	"exec-into-victim":      execIntoVictim,
+	"exec-after-connect":    victimIn("exec"),
+	"exec-from-thread":      victimIn("exec-thread"),
+	"exec-between-calls":    victimIn("call-exec"),
+	"inherit-between-calls": victimIn("call-inherit"),
+	"fd-passing":            victimIn("pass"),
+	"fork":                  victimIn("fork"),
+	"fork-read":             victimIn("fork-read"),
+	"fork-queued":           victimIn("fork-queued"),
+	"inherit":               victimIn("inherit"),
+	"dup-in-child":          victimIn("inherit-dup"),
+	"forged-credentials":    victimIn("inherit-cred"),
+	"pidfd-getfd":           pidfdGetFD,
+	"vfork":                 victimIn("vfork"),
+	"clone-vm":              victimIn("clone-vm"),
+	"clone-files":           victimIn("clone-files"),
+	"prefork":               victimIn("prefork"),
+	"shared-socket":         attackerIn("share"),
+	"io-uring":              victimIn("inherit-ring"),
 
 	"argv":               argv,
 	"mm-exe-file":        attackerIn("mm-exe-file"),
@@ -48,6 +55,7 @@ var plays = map[string]func(*scene) verdict{
 	"container":          container,
 	"path-only":          container,
 	"overlay-lower":      overlayLower,
+	"overlay-swap":       overlaySwap,
 	"memfd-writer":       attackerIn("memfd"),
 	"memfd-sealed":       attackerIn("memfd", "REDTEAM_SEAL=1"),
 	"script-path":        func(s *scene) verdict { return script(s, s.self) },
@@ -206,9 +214,10 @@ func container(s *scene) verdict {
 	return s.run(c).verdict()
 }
 
-// overlayLower: the kernel protects a running file of an overlay against writing through the
+// onOverlay starts a victim on an overlay and hands over it, the file below and what it said of
+// its addresses. The kernel protects a running file of an overlay against writing through the
 // overlay, not the file below.
-func overlayLower(s *scene) verdict {
+func onOverlay(s *scene, attack func(victim *actor, lower *os.File, addresses string) verdict) verdict {
 	base := filepath.Join(s.dir, "overlay")
 	check(os.Mkdir(base, 0o755))
 	check(unix.Mount("layers", base, "tmpfs", 0, "")) // overlayfs may not lie on ramfs or another overlay
@@ -224,16 +233,57 @@ func overlayLower(s *scene) verdict {
 	defer func() { check(unix.Unmount(merged, unix.MNT_DETACH)) }()
 	victim := s.start(filepath.Join(merged, "victim"), "wait")
 	defer victim.stop()
-	victim.word("ready")
+	addresses := victim.word("ready")
 	victim.say("ask")
 	if v := victim.verdict(); !v.delivered {
 		s.t.Errorf("a victim on an overlay gets nothing: %s", v)
 	}
-	f := must(os.OpenFile(lower, os.O_WRONLY|os.O_APPEND, 0))
-	must(f.WriteString("changed"))
-	check(f.Close())
-	victim.say("ask")
-	return victim.verdict()
+	f := must(os.OpenFile(lower, os.O_RDWR, 0))
+	defer f.Close()
+	return attack(victim, f, addresses)
+}
+
+func overlayLower(s *scene) verdict {
+	return onOverlay(s, func(victim *actor, lower *os.File, _ string) verdict {
+		must(lower.Seek(0, io.SeekEnd))
+		must(lower.WriteString("changed"))
+		victim.say("ask")
+		return victim.verdict()
+	})
+}
+
+func overlaySwap(s *scene) verdict {
+	return onOverlay(s, func(victim *actor, lower *os.File, addresses string) verdict {
+		var code, data uint64
+		must(fmt.Sscan(addresses, &code, &data))
+		at := fileOffset(lower, code)
+		// mov byte [marker], 'x'; mov eax, 1; ret
+		patch := binary.LittleEndian.AppendUint32([]byte{0xc6, 0x04, 0x25}, uint32(data))
+		patch = append(append(patch, 'x'), returnOne...)
+		was := make([]byte, len(patch))
+		must(lower.ReadAt(was, at))
+		must(lower.WriteAt(patch, at))
+		victim.say("work")
+		if worked := victim.word("worked"); worked != "1" {
+			s.t.Fatal("the victim's code was not changed")
+		}
+		must(lower.WriteAt(was, at))
+		victim.say("ask")
+		if changed := victim.word("changed"); changed != "true" {
+			s.t.Fatal("the changed code left no trace")
+		}
+		return victim.verdict()
+	})
+}
+
+// fileOffset is where an executable's file has what is at an address.
+func fileOffset(f *os.File, address uint64) int64 {
+	for _, p := range must(elf.NewFile(f)).Progs {
+		if p.Type == elf.PT_LOAD && p.Vaddr <= address && address < p.Vaddr+p.Filesz {
+			return int64(address - p.Vaddr + p.Off)
+		}
+	}
+	panic("the address is in no segment")
 }
 
 func script(s *scene, interpreter string) verdict {

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// request is a whole FetchX509SVID call as bytes (RFC 9113, RFC 7541 section 6.2.2), so that an
+// call is a whole FetchX509SVID call as bytes (RFC 9113, RFC 7541 section 6.2.2), so that an
 // actor needs no more than write and read: a forked child, another ring, a library.
-var request = func() []byte {
+func call(stream uint32) []byte {
 	var headers []byte
 	for _, h := range [][2]string{
 		{":method", "POST"}, {":scheme", "http"}, {":path", "/SpiffeWorkloadAPI/FetchX509SVID"}, {":authority", "localhost"},
@@ -28,11 +28,15 @@ var request = func() []byte {
 		headers = append(headers, byte(len(h[1])))
 		headers = append(headers, h[1]...)
 	}
-	out := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-	out = appendFrame(out, frameSettings, 0, 0, nil)
-	out = appendFrame(out, frameHeaders, flagEndHeaders, 1, headers)
-	return appendFrame(out, frameData, flagEndStream, 1, make([]byte, 5)) // an empty message
-}()
+	out := appendFrame(nil, frameHeaders, flagEndHeaders, stream, headers)
+	return appendFrame(out, frameData, flagEndStream, stream, make([]byte, 5)) // an empty message
+}
+
+// request opens a connection and makes its first call, secondRequest makes another.
+var (
+	request       = append(appendFrame([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), frameSettings, 0, 0, nil), call(1)...)
+	secondRequest = call(3)
+)
 
 const (
 	frameData, frameHeaders, frameReset, frameSettings, frameGoAway = 0, 1, 3, 4, 7
@@ -46,17 +50,20 @@ func appendFrame(out []byte, kind, flags byte, stream uint32, payload []byte) []
 	return append(out, payload...)
 }
 
-// ended reports whether the server ended the call within what was read.
-func ended(data []byte) bool {
+// frames reports whether the data ends with a frame, and whether the server ended a call in it.
+func frames(data []byte) (whole, ended bool) {
 	for len(data) >= 9 {
 		n := 9 + (int(data[0])<<16 | int(data[1])<<8 | int(data[2]))
 		switch kind, flags := data[3], data[4]; {
 		case kind == frameReset, kind == frameGoAway, kind == frameHeaders && flags&flagEndStream != 0:
-			return true
+			ended = true
 		}
-		data = data[min(n, len(data)):]
+		if n > len(data) {
+			return false, ended
+		}
+		data = data[n:]
 	}
-	return false
+	return len(data) == 0, ended
 }
 
 // verdict is what an actor tells of its call.
@@ -94,7 +101,9 @@ func patience() time.Duration {
 }
 
 // ask sends the request over a connection and reads until the wanted identity or the end.
-func ask(c net.Conn) verdict {
+func ask(c net.Conn) verdict { return send(c, request) }
+
+func send(c net.Conn, request []byte) verdict {
 	check(c.SetDeadline(time.Now().Add(patience())))
 	if _, err := c.Write(request); err != nil {
 		return verdict{detail: "write: " + errno(err)}
@@ -108,10 +117,11 @@ func read(c io.Reader) verdict {
 	for {
 		n, err := c.Read(buf)
 		all = append(all, buf[:n]...)
+		whole, ended := frames(all)
 		switch {
-		case bytes.Contains(all, wanted()):
+		case bytes.Contains(all, wanted()) && (whole || err != nil):
 			return verdict{delivered: true}
-		case ended(all):
+		case ended:
 			return verdict{detail: "the call was ended by the agent"}
 		case err == io.EOF:
 			return verdict{detail: "the connection was closed by the agent"}
@@ -133,12 +143,14 @@ func errno(err error) string {
 }
 
 // askFD is ask over a descriptor.
-func askFD(fd int) verdict {
+func askFD(fd int) verdict { return sendFD(fd, request) }
+
+func sendFD(fd int, request []byte) verdict {
 	f := os.NewFile(uintptr(fd), "connection")
 	c, err := net.FileConn(f)
 	if err != nil {
 		return verdict{detail: fmt.Sprintf("descriptor %d: %v", fd, err)}
 	}
 	f.Close()
-	return ask(c)
+	return send(c, request)
 }
