@@ -10,7 +10,10 @@ package selectors
 //	exec:filesystem:<name>       exec:filesystem:overlay    type of the file system it lay on     who may write there
 //	exec:set-id                  exec:set-id                set-user-ID, set-group-ID or file     –
 //	                                                        capabilities changed the credentials
+//	exec:no-set-id               exec:no-set-id             an execve that was seen, and did not  that an ancestor's did not
 //	exec:script                  exec:script                the program interprets another file   which
+//	exec:binary                  exec:binary                an execve that was seen, of the       that it reads no code: `python app.py` is
+//	                                                        program itself                        a binary to the kernel
 //	exec:script:sha256:<hex>     exec:script:sha256:9f86…   T1: the script's own inode, seen by   that nothing else is interpreted later
 //	                                                        the kernel before the interpreter
 //	exec:fsverity:sha256:<hex>   exec:fsverity:sha256:12…   the kernel checks every page that is  –
@@ -33,12 +36,17 @@ func deriveExec(f *Facts, emit func(family, value string)) {
 	}
 	if f.Exec.SetID {
 		emit(family, "set-id")
+	} else if f.Observed {
+		emit(family, "no-set-id")
 	}
 	if f.Exec.Script {
 		emit(family, "script")
 		if d := f.Exec.ScriptFile.SHA256; !d.IsZero() {
 			emit(family, "script:sha256:"+d.String())
 		}
+	}
+	if !f.Exec.Script && f.Observed {
+		emit(family, "binary")
 	}
 	if d := f.Executable.FSVerity; !d.IsZero() {
 		emit(family, "fsverity:sha256:"+d.String())

@@ -162,10 +162,12 @@ type Namespaces struct {
 
 // Integrity tells what other processes did to one, since its image was executed.
 type Integrity struct {
-	// SeesWrites says that tracing and writes of memory could not have gone unseen; SeesAll that
-	// no kind of access could. Without them, a flag that is not set means nothing.
-	SeesWrites bool `json:"sees_writes,omitempty"`
-	SeesAll    bool `json:"sees_all,omitempty"`
+	// SeesWrites says that writes of memory could not have gone unseen, SeesTracing that a
+	// debugger could not, SeesAll that nothing could. Without them, a flag that is not set means
+	// nothing.
+	SeesWrites  bool `json:"sees_writes,omitempty"`
+	SeesTracing bool `json:"sees_tracing,omitempty"`
+	SeesAll     bool `json:"sees_all,omitempty"`
 	// Traced: a debugger attached. MemoryWritten: another process wrote its memory.
 	Traced        bool `json:"traced,omitempty"`
 	MemoryWritten bool `json:"memory_written,omitempty"`

@@ -10,7 +10,8 @@ import "strconv"
 //	integrity:clean                 integrity:clean                  nothing of the below happened, and     that the program has no holes of its own
 //	                                                                 that is sure (T1)
 //	integrity:unmodified            integrity:unmodified             not traced and not written, and that   that nobody read its keys
-//	                                                                 is sure (T1, T2)
+//	                                                                 is sure (T1)
+//	integrity:memory-unwritten      integrity:memory-unwritten       not written, and that is sure (T1, T2) that no debugger changed its registers
 //	integrity:traced                integrity:traced                 a debugger attached to it or to an     that it changed anything
 //	                                                                 ancestor it inherited this from
 //	integrity:memory-written        integrity:memory-written         another process wrote its memory       what
@@ -31,7 +32,8 @@ func deriveIntegrity(f *Facts, emit func(family, value string)) {
 		name string
 	}{
 		{i.Traced, "traced"}, {i.MemoryWritten, "memory-written"}, {i.MemoryRead, "memory-read"}, {i.DescriptorTaken, "descriptor-taken"},
-		{i.SeesWrites && !i.modified(), "unmodified"},
+		{i.SeesWrites && !i.MemoryWritten, "memory-unwritten"},
+		{i.SeesWrites && i.SeesTracing && !i.modified(), "unmodified"},
 		{i.SeesAll && !i.modified() && !i.MemoryRead && !i.DescriptorTaken, "clean"},
 	} {
 		if x.set {

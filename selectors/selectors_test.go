@@ -213,18 +213,24 @@ func TestDeriveExec(t *testing.T) {
 		want []string
 	}{
 		{Exec{}, nil},
-		{Exec{FSMagic: 0xef53}, []string{"exec:file:regular", "exec:filesystem:ext"}},
-		{Exec{FSMagic: 1, Deleted: true, SetID: true}, []string{"exec:file:deleted", "exec:set-id"}},
-		{Exec{FSMagic: 0x01021994, Deleted: true, MemoryFile: true}, []string{"exec:file:memory", "exec:filesystem:tmpfs"}},
-		{Exec{FSMagic: 0xef53, Script: true}, []string{"exec:file:regular", "exec:filesystem:ext", "exec:script"}},
+		{Exec{FSMagic: 0xef53}, []string{"exec:binary", "exec:file:regular", "exec:filesystem:ext", "exec:no-set-id"}},
+		{Exec{FSMagic: 1, Deleted: true, SetID: true}, []string{"exec:binary", "exec:file:deleted", "exec:set-id"}},
+		{Exec{FSMagic: 0x01021994, Deleted: true, MemoryFile: true}, []string{"exec:binary", "exec:file:memory", "exec:filesystem:tmpfs", "exec:no-set-id"}},
+		{Exec{FSMagic: 0xef53, Script: true}, []string{"exec:file:regular", "exec:filesystem:ext", "exec:no-set-id", "exec:script"}},
 		{Exec{FSMagic: 0xef53, Script: true, ScriptFile: Executable{SHA256: Digest{5}}},
-			[]string{"exec:file:regular", "exec:filesystem:ext", "exec:script", "exec:script:sha256:" + Digest{5}.String()}},
-		{Exec{FSMagic: 0xef53, ScriptFile: Executable{SHA256: Digest{5}}}, []string{"exec:file:regular", "exec:filesystem:ext"}},
+			[]string{"exec:file:regular", "exec:filesystem:ext", "exec:no-set-id", "exec:script", "exec:script:sha256:" + Digest{5}.String()}},
+		{Exec{FSMagic: 0xef53, ScriptFile: Executable{SHA256: Digest{5}}}, []string{"exec:binary", "exec:file:regular", "exec:filesystem:ext", "exec:no-set-id"}},
 	} {
 		f := facts()
 		f.Exec = c.exec
 		if got := derived(f, "exec"); !slices.Equal(got, c.want) {
 			t.Errorf("%+v:\n got %v\nwant %v", c.exec, got, c.want)
+		}
+		f.Observed = false
+		for _, never := range []string{"exec:binary", "exec:no-set-id"} {
+			if slices.Contains(derived(f, "exec"), never) {
+				t.Errorf("an execve that nobody saw gave %s", never)
+			}
 		}
 	}
 }
@@ -256,11 +262,13 @@ func TestDeriveIntegrity(t *testing.T) {
 		want      []string
 	}{
 		{Integrity{}, nil},
-		{Integrity{SeesAll: true, SeesWrites: true}, []string{"integrity:clean", "integrity:unmodified"}},
-		{Integrity{SeesWrites: true}, []string{"integrity:unmodified"}},
+		{Integrity{SeesAll: true, SeesTracing: true, SeesWrites: true}, []string{"integrity:clean", "integrity:memory-unwritten", "integrity:unmodified"}},
+		{Integrity{SeesWrites: true}, []string{"integrity:memory-unwritten"}},
+		{Integrity{SeesTracing: true}, nil},
 		{Integrity{Traced: true}, []string{"integrity:traced"}},
-		{Integrity{SeesAll: true, SeesWrites: true, MemoryRead: true}, []string{"integrity:memory-read", "integrity:unmodified"}},
-		{Integrity{SeesAll: true, SeesWrites: true, MemoryWritten: true, DescriptorTaken: true}, []string{"integrity:descriptor-taken", "integrity:memory-written"}},
+		{Integrity{SeesWrites: true, Traced: true}, []string{"integrity:memory-unwritten", "integrity:traced"}},
+		{Integrity{SeesAll: true, SeesTracing: true, SeesWrites: true, MemoryRead: true}, []string{"integrity:memory-read", "integrity:memory-unwritten", "integrity:unmodified"}},
+		{Integrity{SeesAll: true, SeesTracing: true, SeesWrites: true, MemoryWritten: true, DescriptorTaken: true}, []string{"integrity:descriptor-taken", "integrity:memory-written"}},
 	} {
 		f := facts()
 		f.Integrity = c.integrity

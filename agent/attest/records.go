@@ -30,12 +30,9 @@ func execution(t *bpf.Task) selectors.Exec {
 	}
 }
 
-// modifications are the kinds of tampering that change a process.
-const modifications = bpf.PtraceAttached | bpf.MemoryWritten
-
 func integrity(i bpf.Integrity) selectors.Integrity {
 	return selectors.Integrity{
-		SeesAll: i.Known, SeesWrites: i.Sees.Has(modifications),
+		SeesAll: i.Known, SeesWrites: i.Sees.Has(bpf.MemoryWritten), SeesTracing: i.Sees.Has(bpf.PtraceAttached),
 		Traced: i.Seen.Has(bpf.PtraceAttached), MemoryWritten: i.Seen.Has(bpf.MemoryWritten),
 		MemoryRead:      i.Seen&(bpf.MemoryRead|bpf.MemoryOpened|bpf.Accessed) != 0,
 		DescriptorTaken: i.Seen.Has(bpf.DescriptorTaken),

@@ -22,7 +22,7 @@ func factsProto(f *selectors.Facts) *evidencepb.Facts {
 			FsMagic: f.Exec.FSMagic, Script: f.Exec.Script, ScriptFile: executableProto(f.Exec.ScriptFile)},
 		Namespaces: &evidencepb.Namespaces{Known: f.Namespaces.Known, HostPid: f.Namespaces.HostPID, HostMount: f.Namespaces.HostMount,
 			HostNet: f.Namespaces.HostNet, HostUser: f.Namespaces.HostUser, HostCgroup: f.Namespaces.HostCgroup, HostIpc: f.Namespaces.HostIPC},
-		Integrity: &evidencepb.Integrity{SeesWrites: f.Integrity.SeesWrites, SeesAll: f.Integrity.SeesAll, Traced: f.Integrity.Traced,
+		Integrity: &evidencepb.Integrity{SeesWrites: f.Integrity.SeesWrites, SeesTracing: f.Integrity.SeesTracing, SeesAll: f.Integrity.SeesAll, Traced: f.Integrity.Traced,
 			MemoryWritten: f.Integrity.MemoryWritten, MemoryRead: f.Integrity.MemoryRead, DescriptorTaken: f.Integrity.DescriptorTaken},
 		Code: &evidencepb.Code{Known: f.Code.Known, Libraries: digestProto(f.Code.Libraries), Files: uint32(f.Code.Files), Anonymous: f.Code.Anonymous},
 	}

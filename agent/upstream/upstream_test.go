@@ -189,7 +189,7 @@ func TestFactsProtoKeepsEveryField(t *testing.T) {
 		Ancestors:  []selectors.Ancestor{{ExecID: 10, TGID: 11, Observed: true, Executable: exe}},
 		Exec:       selectors.Exec{Deleted: true, MemoryFile: true, SetID: true, FSMagic: 1, Script: true, ScriptFile: exe},
 		Namespaces: selectors.Namespaces{Known: true, HostPID: true, HostMount: true, HostNet: true, HostUser: true, HostCgroup: true, HostIPC: true},
-		Integrity:  selectors.Integrity{SeesWrites: true, SeesAll: true, Traced: true, MemoryWritten: true, MemoryRead: true, DescriptorTaken: true},
+		Integrity:  selectors.Integrity{SeesWrites: true, SeesTracing: true, SeesAll: true, Traced: true, MemoryWritten: true, MemoryRead: true, DescriptorTaken: true},
 		Code:       selectors.Code{Known: true, Libraries: selectors.Digest{1}, Files: 2, Anonymous: true},
 	}
 	var check func(path string, m protoreflect.Message)

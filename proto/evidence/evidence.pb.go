@@ -392,11 +392,12 @@ func (x *Namespaces) GetHostIpc() bool {
 type Integrity struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	SeesWrites      bool                   `protobuf:"varint,1,opt,name=sees_writes,json=seesWrites,proto3" json:"sees_writes,omitempty"`
-	SeesAll         bool                   `protobuf:"varint,2,opt,name=sees_all,json=seesAll,proto3" json:"sees_all,omitempty"`
-	Traced          bool                   `protobuf:"varint,3,opt,name=traced,proto3" json:"traced,omitempty"`
-	MemoryWritten   bool                   `protobuf:"varint,4,opt,name=memory_written,json=memoryWritten,proto3" json:"memory_written,omitempty"`
-	MemoryRead      bool                   `protobuf:"varint,5,opt,name=memory_read,json=memoryRead,proto3" json:"memory_read,omitempty"`
-	DescriptorTaken bool                   `protobuf:"varint,6,opt,name=descriptor_taken,json=descriptorTaken,proto3" json:"descriptor_taken,omitempty"`
+	SeesTracing     bool                   `protobuf:"varint,2,opt,name=sees_tracing,json=seesTracing,proto3" json:"sees_tracing,omitempty"`
+	SeesAll         bool                   `protobuf:"varint,3,opt,name=sees_all,json=seesAll,proto3" json:"sees_all,omitempty"`
+	Traced          bool                   `protobuf:"varint,4,opt,name=traced,proto3" json:"traced,omitempty"`
+	MemoryWritten   bool                   `protobuf:"varint,5,opt,name=memory_written,json=memoryWritten,proto3" json:"memory_written,omitempty"`
+	MemoryRead      bool                   `protobuf:"varint,6,opt,name=memory_read,json=memoryRead,proto3" json:"memory_read,omitempty"`
+	DescriptorTaken bool                   `protobuf:"varint,7,opt,name=descriptor_taken,json=descriptorTaken,proto3" json:"descriptor_taken,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -434,6 +435,13 @@ func (*Integrity) Descriptor() ([]byte, []int) {
 func (x *Integrity) GetSeesWrites() bool {
 	if x != nil {
 		return x.SeesWrites
+	}
+	return false
+}
+
+func (x *Integrity) GetSeesTracing() bool {
+	if x != nil {
+		return x.SeesTracing
 	}
 	return false
 }
@@ -1055,16 +1063,17 @@ const file_assay_evidence_evidence_proto_rawDesc = "" +
 	"\thost_user\x18\x05 \x01(\bR\bhostUser\x12\x1f\n" +
 	"\vhost_cgroup\x18\x06 \x01(\bR\n" +
 	"hostCgroup\x12\x19\n" +
-	"\bhost_ipc\x18\a \x01(\bR\ahostIpc\"\xd2\x01\n" +
+	"\bhost_ipc\x18\a \x01(\bR\ahostIpc\"\xf5\x01\n" +
 	"\tIntegrity\x12\x1f\n" +
 	"\vsees_writes\x18\x01 \x01(\bR\n" +
-	"seesWrites\x12\x19\n" +
-	"\bsees_all\x18\x02 \x01(\bR\aseesAll\x12\x16\n" +
-	"\x06traced\x18\x03 \x01(\bR\x06traced\x12%\n" +
-	"\x0ememory_written\x18\x04 \x01(\bR\rmemoryWritten\x12\x1f\n" +
-	"\vmemory_read\x18\x05 \x01(\bR\n" +
+	"seesWrites\x12!\n" +
+	"\fsees_tracing\x18\x02 \x01(\bR\vseesTracing\x12\x19\n" +
+	"\bsees_all\x18\x03 \x01(\bR\aseesAll\x12\x16\n" +
+	"\x06traced\x18\x04 \x01(\bR\x06traced\x12%\n" +
+	"\x0ememory_written\x18\x05 \x01(\bR\rmemoryWritten\x12\x1f\n" +
+	"\vmemory_read\x18\x06 \x01(\bR\n" +
 	"memoryRead\x12)\n" +
-	"\x10descriptor_taken\x18\x06 \x01(\bR\x0fdescriptorTaken\"n\n" +
+	"\x10descriptor_taken\x18\a \x01(\bR\x0fdescriptorTaken\"n\n" +
 	"\x04Code\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x1c\n" +
 	"\tlibraries\x18\x02 \x01(\fR\tlibraries\x12\x14\n" +

@@ -29,7 +29,7 @@ func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
 		Namespaces:       namespacesFromProto(p.GetNamespaces()),
 	}
 	if i := p.GetIntegrity(); i != nil {
-		f.Integrity = selectors.Integrity{SeesWrites: i.SeesWrites, SeesAll: i.SeesAll, Traced: i.Traced, MemoryWritten: i.MemoryWritten,
+		f.Integrity = selectors.Integrity{SeesWrites: i.SeesWrites, SeesTracing: i.SeesTracing, SeesAll: i.SeesAll, Traced: i.Traced, MemoryWritten: i.MemoryWritten,
 			MemoryRead: i.MemoryRead, DescriptorTaken: i.DescriptorTaken}
 	}
 	var errs []error
