@@ -101,10 +101,11 @@ func connectFD(fd int) error {
 
 func dial() int { fd := socket(); check(connectFD(fd)); return fd }
 
-// beBlocking reads as a program with threads and no event loop does.
+// beBlocking reads as a program with threads and no event loop does: a thread of its own blocks
+// in read(2) before another one asks.
 func beBlocking() {
 	fd := dial()
-	must(unix.Write(fd, request))
+	time.AfterFunc(200*time.Millisecond, func() { must(unix.Write(fd, request)) })
 	say(read(readFunc(func(p []byte) (int, error) {
 		switch n, err := unix.Read(fd, p); {
 		case err == unix.EINTR:

@@ -32,10 +32,10 @@ type arena struct {
 	kernel string
 	tier   string
 	// self is the attackers' program: this binary. The others are copies of it with another digest.
-	self, victim, rootOnly, inCgroup, named, dynamic string
-	cgroups                                          string // where cgroup v2 is mounted
-	cgroup                                           string // the victim's, below it
-	old                                              *peerCred
+	self, victim, rootOnly, inCgroup, named, guarded, dynamic string
+	cgroups                                                   string // where cgroup v2 is mounted
+	cgroup                                                    string // the victim's, below it
+	old                                                       *peerCred
 }
 
 type logBuffer struct {
@@ -93,6 +93,7 @@ func newArena(t *testing.T) *arena {
 		{id: trustDomain + "/root-only", digest: digestOf(a.rootOnly), root: true},
 		{id: trustDomain + "/in-cgroup", digest: digestOf(a.inCgroup), cgroup: a.cgroup},
 		{id: trustDomain + "/by-path", path: a.named},
+		{id: trustDomain + "/guarded", digest: digestOf(a.guarded), parent: digestOf(a.self), unmodified: true},
 		{id: trustDomain + "/dynamic", digest: digestOf(a.dynamic), parent: digestOf(a.self)},
 	}
 	for _, e := range entries {
@@ -114,6 +115,7 @@ func (a *arena) programs(t *testing.T) {
 		return path
 	}
 	a.victim, a.rootOnly, a.inCgroup, a.named = copyAs("victim", 'v'), copyAs("root-only", 'r'), copyAs("in-cgroup", 'c'), copyAs("named/victim", 'n')
+	a.guarded = copyAs("guarded", 'g')
 	a.dynamic = filepath.Join(a.dir, "dynamic")
 	check(os.WriteFile(a.dynamic, must(os.ReadFile(Dynamic)), 0o755))
 }
@@ -153,6 +155,9 @@ func (a *arena) register(t *testing.T, e registration) {
 	if e.root {
 		args = append(args, "--selector", "unix:uid:0")
 	}
+	if e.unmodified {
+		args = append(args, "--selector", "integrity:unmodified")
+	}
 	before := must(a.AgentStatus(t.Context())).Revision
 	if out, err := exec.Command(filepath.Join(a.bin, "assay"), args...).CombinedOutput(); err != nil {
 		t.Fatalf("entry create: %v: %s", err, out)
@@ -174,6 +179,7 @@ type scene struct {
 	hold    func()
 	release func()
 	actors  []*actor
+	note    string // more evidence
 }
 
 func (a *arena) scene(t *testing.T, attack Attack, ours bool) *scene {

@@ -16,7 +16,7 @@ Each attack runs against a real server, agent and sensor. The attacker wants the
 registered victim to arrive somewhere else than in an unharmed victim. The entry demands the digest of the victim's program and of
 the program that started it, unless the row says otherwise. Beside it, the same attack runs
 against an attestor of the old kind: SO_PEERCRED for the PID at the first request, then the digests of
-/proc/PID/exe and of its parent's, read without a cache.
+/proc/PID/exe and of its parent's, remembered by inode and change time.
 
 - **refused**: the agent or the sensor saw that the connection is not its caller's any more.
 - **no identity**: the caller was attested for what it is, and no entry is for that.

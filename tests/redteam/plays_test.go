@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 var plays = map[string]func(*scene) verdict{
 	"control":          victimIn("fetch"),
 	"control-blocking": victimIn("fetch-block"),
+	"control-guarded":  func(s *scene) verdict { return s.start(s.guarded, "fetch").verdict() },
 	"other-program":    attackerIn("fetch"),
 	"other-parent":     otherParent,
 
@@ -308,7 +311,7 @@ func inject(s *scene, variable, library string) verdict {
 // tamper: a victim runs, a second process changes its memory, the victim asks.
 func tamper(role string) func(*scene) verdict {
 	return func(s *scene) verdict {
-		victim := s.start(s.victim, "wait")
+		victim := s.start(s.guarded, "wait")
 		addresses := victim.word("ready")
 		tool := s.start(s.self, role, "REDTEAM_PID="+strconv.Itoa(victim.pid()), "REDTEAM_ADDRESSES="+addresses)
 		select {
@@ -327,8 +330,20 @@ func tamper(role string) func(*scene) verdict {
 		if changed := victim.word("changed"); changed != "true" {
 			s.t.Fatal("the victim's memory was not changed")
 		}
-		return victim.verdict()
+		v := victim.verdict()
+		s.flagged(victim.pid())
+		return v
 	}
+}
+
+// flagged demands that the agent tells of tampering with a process, whatever it got.
+func (s *scene) flagged(pid int) {
+	out, err := exec.Command(filepath.Join(s.bin, "assay"), "--agent-socket", s.AgentSocket, "explain", "--pid", strconv.Itoa(pid)).CombinedOutput()
+	flags := regexp.MustCompile(`integrity:(traced|memory-written)`).FindAllString(string(out), -1)
+	if err != nil || len(flags) == 0 {
+		s.t.Errorf("the process is not flagged: %v, %s", err, out)
+	}
+	s.note = "; it carries " + strings.Join(flags, " and ")
 }
 
 const nobody = 65534

@@ -78,14 +78,15 @@ func (a *arena) attack(t *testing.T, attack Attack) Result {
 	if !ok {
 		t.Fatal("nobody plays this attack")
 	}
-	run := func(ours bool) verdict {
+	run := func(ours bool) (v verdict, note string) {
 		s := a.scene(t, attack, ours)
 		defer s.end()
-		return play(s)
+		v = play(s)
+		return v, s.note
 	}
-	old := run(false)
+	old, _ := run(false)
 	since := a.logs.len()
-	now := run(true)
+	now, note := run(true)
 	r := Result{Kernel: a.kernel, Tier: a.tier, ID: attack.ID, Evidence: "the identity arrived", PeerCred: NoIdentity}
 	switch {
 	case old.delivered:
@@ -103,6 +104,7 @@ func (a *arena) attack(t *testing.T, attack Attack) Result {
 			t.Fatalf("nothing was delivered (%s), and the agent does not say why", now.detail)
 		}
 	}
+	r.Evidence += note
 	time.Sleep(20 * time.Millisecond) // late lines of this attack
 	return r
 }
