@@ -48,7 +48,7 @@ int on_connect(struct bpf_sock_addr *ctx)
 	struct task_record *r = bpf_task_storage_get(&tasks, t->group_leader, 0, 0);
 	if (!may_write(k, r))
 		return 1;
-	if (r && BPF_CORE_READ(t, ptrace) && !(r->integrity.flags & PTRACE_ATTACHED))
+	if (r && t->ptrace && !(r->integrity.flags & PTRACE_ATTACHED))
 		tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
 	read_caller(&k->who, t, r);
 	k->pid = (__u64)BPF_CORE_READ(t, signal, pids[1]);

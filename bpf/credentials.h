@@ -18,42 +18,57 @@ static __always_inline __u32 pid_namespace(struct task_struct *t)
 	return BPF_CORE_READ(u, ns, ns.inum);
 }
 
-static __always_inline void read_namespaces(struct namespaces *n, struct task_struct *t,
-					    const struct cred *cred)
-{
-	struct nsproxy *p = BPF_CORE_READ(t, nsproxy);
-	n->user = BPF_CORE_READ(cred, user_ns, ns.inum);
-	n->pid = pid_namespace(t);
-	n->mnt = BPF_CORE_READ(p, mnt_ns, ns.inum);
-	n->net = BPF_CORE_READ(p, net_ns, ns.inum);
-	n->cgroup = BPF_CORE_READ(p, cgroup_ns, ns.inum);
-	n->ipc = BPF_CORE_READ(p, ipc_ns, ns.inum);
-	n->uts = BPF_CORE_READ(p, uts_ns, ns.inum);
-}
+/* Two ways to read a field: plain, by a pointer that the verifier knows; or by any address. */
+#define PLAIN(p, field) ((p)->field)
+#define PROBED(p, field) BPF_CORE_READ(p, field)
 
-static __always_inline void read_credentials(struct credentials *c, struct task_struct *t,
-					     const struct cred *cred)
+#define READ_NAMESPACES(READ, n, t, cred)                                                          \
+	do {                                                                                       \
+		struct nsproxy *_p = READ(t, nsproxy);                                             \
+		struct user_namespace *_user = READ(cred, user_ns);                                \
+		struct mnt_namespace *_mnt = READ(_p, mnt_ns);                                     \
+		struct net *_net = READ(_p, net_ns);                                               \
+		struct cgroup_namespace *_cgroup = READ(_p, cgroup_ns);                            \
+		struct ipc_namespace *_ipc = READ(_p, ipc_ns);                                     \
+		struct uts_namespace *_uts = READ(_p, uts_ns);                                     \
+		(n)->user = READ(_user, ns.inum);                                                  \
+		(n)->pid = pid_namespace(t);                                                       \
+		(n)->mnt = READ(_mnt, ns.inum);                                                    \
+		(n)->net = READ(_net, ns.inum);                                                    \
+		(n)->cgroup = READ(_cgroup, ns.inum);                                              \
+		(n)->ipc = READ(_ipc, ns.inum);                                                    \
+		(n)->uts = READ(_uts, ns.inum);                                                    \
+	} while (0)
+
+#define READ_CREDENTIALS(READ, c, t, cred)                                                         \
+	do {                                                                                       \
+		bpf_core_read(&(c)->permitted, 8, &(cred)->cap_permitted);                         \
+		bpf_core_read(&(c)->effective, 8, &(cred)->cap_effective);                         \
+		(c)->uid = READ(cred, euid.val);                                                   \
+		(c)->gid = READ(cred, egid.val);                                                   \
+		(c)->real_uid = READ(cred, uid.val);                                               \
+		(c)->real_gid = READ(cred, gid.val);                                               \
+		(c)->saved_uid = READ(cred, suid.val);                                             \
+		(c)->saved_gid = READ(cred, sgid.val);                                             \
+		(c)->fs_uid = READ(cred, fsuid.val);                                               \
+		(c)->fs_gid = READ(cred, fsgid.val);                                               \
+		(c)->login_uid = (c)->session_id = UNSET;                                          \
+		if (bpf_core_field_exists((t)->loginuid))                                          \
+			(c)->login_uid = READ(t, loginuid.val);                                    \
+		if (bpf_core_field_exists((t)->sessionid))                                         \
+			(c)->session_id = READ(t, sessionid);                                      \
+		(c)->no_new_privs = READ(t, atomic_flags) & PFA_NO_NEW_PRIVS;                      \
+		(c)->seccomp = 0;                                                                  \
+		if (bpf_core_field_exists((t)->seccomp))                                           \
+			(c)->seccomp = READ(t, seccomp.mode);                                      \
+		READ_NAMESPACES(READ, &(c)->ns, t, cred);                                          \
+	} while (0)
+
+/* Those that the current task acts with. */
+static __always_inline void read_current_credentials(struct credentials *c, struct task_struct *t)
 {
-	bpf_core_read(&c->permitted, sizeof(c->permitted), &cred->cap_permitted);
-	bpf_core_read(&c->effective, sizeof(c->effective), &cred->cap_effective);
-	c->uid = BPF_CORE_READ(cred, euid.val);
-	c->gid = BPF_CORE_READ(cred, egid.val);
-	c->real_uid = BPF_CORE_READ(cred, uid.val);
-	c->real_gid = BPF_CORE_READ(cred, gid.val);
-	c->saved_uid = BPF_CORE_READ(cred, suid.val);
-	c->saved_gid = BPF_CORE_READ(cred, sgid.val);
-	c->fs_uid = BPF_CORE_READ(cred, fsuid.val);
-	c->fs_gid = BPF_CORE_READ(cred, fsgid.val);
-	c->login_uid = c->session_id = UNSET;
-	if (bpf_core_field_exists(t->loginuid))
-		c->login_uid = BPF_CORE_READ(t, loginuid.val);
-	if (bpf_core_field_exists(t->sessionid))
-		c->session_id = BPF_CORE_READ(t, sessionid);
-	c->no_new_privs = BPF_CORE_READ(t, atomic_flags) & PFA_NO_NEW_PRIVS;
-	c->seccomp = 0;
-	if (bpf_core_field_exists(t->seccomp))
-		c->seccomp = BPF_CORE_READ(t, seccomp.mode);
-	read_namespaces(&c->ns, t, cred);
+	const struct cred *cred = t->cred;
+	READ_CREDENTIALS(PLAIN, c, t, cred);
 }
 
 static __always_inline void read_now(struct now *n, struct task_struct *t)
@@ -62,7 +77,8 @@ static __always_inline void read_now(struct now *n, struct task_struct *t)
 	if (!BPF_CORE_READ(t, nsproxy))
 		return; /* it is exiting */
 	n->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);
-	read_credentials(&n->creds, t, BPF_CORE_READ(t, real_cred));
+	const struct cred *cred = BPF_CORE_READ(t, real_cred);
+	READ_CREDENTIALS(PROBED, &n->creds, t, cred);
 	n->start = BPF_CORE_READ(t, start_boottime);
 }
 

@@ -6,10 +6,17 @@
 //
 //	fork, exec ──▶ tasks     (on the task)    ◀── Task, Key by pidfd
 //	connect    ──▶ bindings  (on the socket)  ◀── Binding by accepted descriptor
-//	exec       ──▶ events    (ring buffer)    ◀── Events
+//	ptrace, remote memory ─▶ tasks            ◀── Task.Integrity
+//	exec       ──▶ execs     (by exec id)     ◀── Exec: script, path, kernel's digests
+//	open, truncate ─▶ inodes (on the inode)   ◀── FileState                            (T1)
+//	mmap       ──▶ code      (on the task)    ◀── Code                                 (T1)
+//	exec, tampering, moves ─▶ events (ring)   ◀── Events; those of callers wake the agent
 //
 // The tier (selectors.Tier) is the set of hooks that this kernel lets us load and that were
-// seen to work: T1 by the kernel's security hooks, T2 by cgroup programs. The layouts are drawn in wire.h.
+// seen to work: T1 by the kernel's security hooks, T2 by cgroup programs. Beside that, each
+// feature (hooks.go) is attached if the kernel takes it; one that is refused leaves its fact
+// unknown, which is never the same as clean or empty, and shows in Hooks. The layouts are
+// drawn in wire.h; programs.txt tells what each program costs the verifier.
 //
 // Everything is pinned: programs and records outlive the agent, and the next agent goes on
 // with them when it was built with the same object, else it starts anew.

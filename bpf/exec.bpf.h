@@ -32,21 +32,22 @@ static __always_inline void push_ancestor(struct task_record *r)
 	a->flags = (r->flags & ~FORKED) | (forked ? 0 : REPLACED_IN_PLACE);
 }
 
-/* Everything about the execve that does not fit into the task's record. */
-static __always_inline void note_facts(struct task_struct *t, struct linux_binprm *bprm, __u64 exec_id)
+/* Everything about the execve that does not fit into the task's record, if there is anything. */
+static __always_inline void note_facts(struct task_struct *t, struct linux_binprm *bprm,
+				       __u64 exec_id, __u32 flags)
 {
 	__u32 zero = 0;
 	struct exec_info *info = bpf_map_lookup_elem(&exec_scratch, &zero);
-	if (!info)
-		return;
 	struct exec_facts *f = bpf_task_storage_get(&starting, t, 0, 0);
+	if (!info || (!f && !(flags & SCRIPT)))
+		return;
 	if (f) {
 		__builtin_memcpy(&info->facts, f, sizeof(*f));
 		bpf_task_storage_delete(&starting, t);
 	} else {
 		__builtin_memset(&info->facts, 0, sizeof(info->facts));
 	}
-	if (bpf_probe_read_kernel_str(info->path, sizeof(info->path), BPF_CORE_READ(bprm, filename)) < 0)
+	if (bpf_probe_read_kernel_str(info->path, sizeof(info->path), bprm->filename) < 0)
 		info->path[0] = 0;
 	bpf_map_update_elem(&execs, &exec_id, info, BPF_ANY);
 }
@@ -73,10 +74,10 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	} else {
 		flags |= LINEAGE_UNKNOWN;
 	}
-	read_executable(&r->exe, BPF_CORE_READ(bprm, file, f_inode));
+	read_executable(&r->exe, bprm->file->f_inode);
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		flags |= SECURE_EXEC;
-	if (BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename))
+	if (bprm->interp != bprm->filename)
 		flags |= SCRIPT;
 	r->flags = flags | file_flags(&r->exe);
 	r->tgid = t->tgid;
@@ -84,12 +85,12 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	r->forker_tgid = 0;
 	r->forker_start = 0;
 	r->cgroup = bpf_get_current_cgroup_id();
-	r->uid = BPF_CORE_READ(t, cred, euid.val);
-	r->gid = BPF_CORE_READ(t, cred, egid.val);
+	r->uid = t->cred->euid.val;
+	r->gid = t->cred->egid.val;
 	__u32 bound = r->bound;
 	r->bound = 0;
 	__u64 id = __sync_fetch_and_add(&s->next_exec_id, 1);
-	note_facts(t, bprm, id);
+	note_facts(t, bprm, id, flags);
 	barrier();
 	*(volatile __u64 *)&r->exec_id = id;
 	if (t->ptrace)

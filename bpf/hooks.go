@@ -26,9 +26,11 @@ const (
 
 // Hook is one place in the kernel where the sensor wants to run.
 type Hook struct {
-	// Name is the program's section, for example "tp_btf/sched_process_exec".
-	Name  string
-	State HookState
+	// Name is the program's section, for example "tp_btf/sched_process_exec". Two programs may
+	// sit on one hook; Program tells them apart.
+	Name    string
+	Program string
+	State   HookState
 	// Detail says why a hook is not on.
 	Detail string
 }
@@ -66,6 +68,8 @@ type feature struct {
 	sets [][]string
 	// loss is what goes unseen without it.
 	loss string
+	// optIn says whether the configuration wants it; nil is always.
+	optIn func(*Config) bool
 }
 
 var features = []feature{
@@ -75,7 +79,20 @@ var features = []feature{
 	{tier: selectors.TierT1, sets: [][]string{{"on_ask"}, {"see_ask"}}, loss: "changes of a caller's credentials and cgroup"},
 	{sets: [][]string{{"on_begin_exec"}, {"see_begin_exec"}}, loss: "which file a script is"},
 	{tier: selectors.TierT1, sets: [][]string{{"on_splice"}}, loss: "splice(2) from a passed socket"},
+	{sets: [][]string{{"on_image", "on_file_open", "on_setattr"}, {"on_image", "on_file_open", "on_setattr_6_1"}}, loss: "writes to executables"},
+	{sets: [][]string{codePrograms}, loss: "code that is mapped after the execve"},
+	{sets: [][]string{protectPrograms}, optIn: wantProtection, loss: "attacks on the agent"},
+	{sets: [][]string{{"on_ima"}}, optIn: wantDigests, loss: "IMA's digests"},
+	{sets: [][]string{{"on_verity"}}, optIn: wantDigests, loss: "fs-verity's digests"},
 }
+
+var protectPrograms = []string{"on_protect_ptrace", "on_protect_kill", "on_protect_unlink", "on_protect_rename", "on_protect_umount", "on_protect_exit"}
+
+func wantProtection(c *Config) bool { return c.Protect }
+
+func wantDigests(c *Config) bool { return c.KernelDigests }
+
+var codePrograms = []string{"on_new_code", "on_mmap", "on_mprotect", "on_fork_code"}
 
 // memoryProgram sees memory that is written by another process, and nothing else.
 const memoryProgram = "on_mmap_lock"
@@ -169,21 +186,30 @@ func (s *Sensor) lsmRuns() bool { return s.links[doors[0].programs[0]] != nil }
 // attachFeatures attaches what the kernel allows of the features, after the door is proven.
 func (s *Sensor) attachFeatures() {
 	for _, f := range features {
-		if f.tier != selectors.TierNone && f.tier != s.tier {
-			continue
-		}
-		var tried []string
-		var done bool
-		for _, set := range f.sets {
-			if done = (!s.isLSM(set[0]) || s.lsmRuns()) && s.attachAll(set) == nil; done {
-				break
-			}
-			tried = append(tried, set...)
-		}
-		if !done {
-			s.log.Warn("a kernel hook is unavailable: "+f.loss+" will go unseen", "because", s.firstRefusal(tried))
+		if s.wants(f) {
+			s.attachFeature(f)
 		}
 	}
+}
+
+// wants reports whether a feature has a place at this tier and in this configuration.
+func (s *Sensor) wants(f feature) bool {
+	return (f.tier == selectors.TierNone || f.tier == s.tier) && (f.optIn == nil || f.optIn(&s.config))
+}
+
+func (s *Sensor) attachFeature(f feature) {
+	var tried []string
+	for _, set := range f.sets {
+		if (!s.isLSM(set[0]) || s.lsmRuns()) && s.attachAll(set) == nil {
+			return
+		}
+		tried = append(tried, set...)
+	}
+	why := s.firstRefusal(tried)
+	if why == "" {
+		why = "BPF LSM programs do not run on this kernel"
+	}
+	s.log.Warn("a kernel hook is unavailable: "+f.loss+" will go unseen", "because", why)
 }
 
 // checkMemoryTracepoint: older kernels pass other arguments.
@@ -209,21 +235,20 @@ func checkMemoryTracepoint() error {
 func (s *Sensor) section(name string) string { return s.spec.Programs[name].SectionName }
 
 func (s *Sensor) note(name string, state HookState, detail string) {
-	section := s.section(name)
 	for i := range s.hooks {
-		if s.hooks[i].Name == section {
+		if s.hooks[i].Program == name {
 			s.hooks[i].State, s.hooks[i].Detail = state, detail
 			return
 		}
 	}
-	s.hooks = append(s.hooks, Hook{section, state, detail})
+	s.hooks = append(s.hooks, Hook{s.section(name), name, state, detail})
 }
 
 // firstRefusal says which of some programs' hooks is unavailable, and why.
 func (s *Sensor) firstRefusal(names []string) string {
 	for _, name := range names {
 		for _, h := range s.hooks {
-			if h.Name == s.section(name) && h.State == HookUnavailable {
+			if h.Program == name && h.State == HookUnavailable {
 				return h.Name + ": " + h.Detail
 			}
 		}

@@ -5,6 +5,9 @@
  *
  *   lsm/bprm_creds_for_exec, fentry/security_…  the file given to execve, before an interpreter
  *                               takes its place: the script
+ *   lsm.s/bprm_committed_creds  opt-in: the kernel's own digests of the executable, by IMA
+ *                               (5.18, CONFIG_IMA; reads the file unless IMA knows it) and by
+ *                               fs-verity (6.8, CONFIG_FS_VERITY; for files that are sealed)
  */
 #pragma once
 
@@ -17,7 +20,7 @@ static __always_inline void begin_exec(struct linux_binprm *bprm)
 		return;
 	}
 	__builtin_memset(f, 0, sizeof(*f));
-	read_executable(&f->script, BPF_CORE_READ(bprm, file, f_inode));
+	read_executable(&f->script, bprm->file->f_inode);
 }
 
 SEC("lsm/bprm_creds_for_exec")
@@ -31,5 +34,30 @@ SEC("fentry/security_bprm_creds_for_exec")
 int BPF_PROG(see_begin_exec, struct linux_binprm *bprm)
 {
 	begin_exec(bprm);
+	return 0;
+}
+
+SEC("lsm.s/bprm_committed_creds")
+int BPF_PROG(on_ima, struct linux_binprm *bprm)
+{
+	struct exec_facts *f = bpf_task_storage_get(&starting, bpf_get_current_task_btf(), 0, 0);
+	if (!f)
+		return 0;
+	long algorithm = bpf_ima_file_hash(bprm->file, f->ima, sizeof(f->ima));
+	f->ima_algorithm = algorithm < 0 ? 0 : algorithm + 1;
+	return 0;
+}
+
+SEC("lsm.s/bprm_committed_creds")
+int BPF_PROG(on_verity, struct linux_binprm *bprm)
+{
+	struct exec_facts *f = bpf_task_storage_get(&starting, bpf_get_current_task_btf(), 0, 0);
+	if (!f)
+		return 0;
+	struct bpf_dynptr digest; /* struct fsverity_digest */
+	if (bpf_dynptr_from_mem(&f->verity_algorithm, sizeof(f->verity) + 4, 0, &digest))
+		return 0;
+	if (bpf_get_fsverity_digest(bprm->file, &digest) < 0)
+		f->verity_algorithm = f->verity_size = 0;
 	return 0;
 }

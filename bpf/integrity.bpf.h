@@ -115,7 +115,8 @@ int BPF_PROG(on_mmap_lock, struct mm_struct *mm, _Bool write)
 		return 0;
 	case WRITE:
 		if (write)
-			return 0; /* a move to another cpuset; content is written under the reader's lock */
+			return 0; /* a move to another cpuset; content is written under the reader's
+				     lock */
 		break;
 	case ATTACH:
 		how |= PTRACE_ATTACHED;

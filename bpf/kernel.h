@@ -103,6 +103,7 @@ struct inode {
 	unsigned int i_nlink;
 	__s64 i_size;
 	struct super_block *i_sb;
+	atomic_t i_writecount;
 	__s64 i_ctime_sec; /* 6.11 */
 	__u32 i_ctime_nsec;
 };
@@ -117,7 +118,25 @@ typedef struct {
 } file_ref_t;
 struct file {
 	struct inode *f_inode;
+	unsigned int f_mode;
 	file_ref_t f_ref; /* 6.13 */
+};
+
+struct dentry {
+	struct inode *d_inode;
+};
+struct iattr {
+	unsigned int ia_valid;
+};
+struct mnt_idmap;
+struct vfsmount {
+	struct super_block *mnt_sb;
+};
+struct kernel_siginfo;
+struct anon_vma;
+struct vm_area_struct {
+	struct file *vm_file;
+	struct anon_vma *anon_vma;
 };
 
 struct fdtable {
@@ -196,4 +215,6 @@ struct bpf_iter__task {
 #pragma clang attribute pop
 
 extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak; /* 6.2 */
+extern int bpf_get_fsverity_digest(struct file *file,
+				   struct bpf_dynptr *digest) __ksym __weak; /* 6.8 */
 extern void bpf_task_release(struct task_struct *p) __ksym __weak;

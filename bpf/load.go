@@ -3,8 +3,7 @@
 package bpf
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	kernel "github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -27,12 +27,20 @@ type Config struct {
 	CgroupRoot string
 	// MinimumTier is the weakest tier that is acceptable; zero is T2.
 	MinimumTier selectors.Tier
-	Logger      *slog.Logger
+	// KernelDigests has the kernel hash each executable at its execve (IMA, fs-verity), where it
+	// can (T1); it makes the first execve of each file slower.
+	KernelDigests bool
+	// Protect has the kernel refuse others, root included, to debug or kill the agent and to
+	// remove its pins while it lives (T1 with BPF LSM, else Load fails). SIGTERM and process 1
+	// may end it: that is the way out.
+	Protect bool
+	Logger  *slog.Logger
 }
 
 // Sensor is the loaded sensor. Its methods may be called from several goroutines, except
 // that questions about one socket (Binding) must not overlap.
 type Sensor struct {
+	config Config
 	dir    string
 	lock   *os.File
 	bootID string
@@ -49,36 +57,6 @@ type Sensor struct {
 	looking sync.Mutex // questions over the map `looked`
 }
 
-// watched is a part of sensor_settings: see wire.h.
-type watched struct {
-	since uint64 // exec id
-	kinds Tampering
-}
-
-// settings are the bytes of sensor_settings in wire.h.
-type settings struct {
-	Build       uint64
-	TamperSince uint64
-	Protected   uint64
-	PinIno      uint64
-	PinDev      uint32
-	AgentTGID   uint32
-	Tier        uint32
-	TamperSeen  uint32
-}
-
-// looked are the bytes of the map `looked`.
-type looked struct {
-	TGID uint64
-	Now  [nowSize]byte
-}
-
-// build names the object file: pins that another object made are not used.
-func build() uint64 {
-	sum := sha256.Sum256(_SensorBytes)
-	return binary.NativeEndian.Uint64(sum[:]) | 1
-}
-
 // Load attaches the sensor, or takes over the pinned one that an agent of the same build
 // left. It fails when neither T1 nor T2 works here or the tier is below the minimum; errors
 // are sentences for the operator and wrap ErrPrivilege, ErrNoBTF, ErrNotBPFFS, ErrInUse,
@@ -90,7 +68,7 @@ func Load(c Config) (*Sensor, error) {
 	if err := checkHost(c.PinDir); err != nil {
 		return nil, err
 	}
-	s := &Sensor{dir: c.PinDir, log: c.Logger, maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
+	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
 	if err := s.load(c); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -118,19 +96,25 @@ func (s *Sensor) load(c Config) (err error) {
 	why, err := s.takeOver()
 	if err == nil && why == "" {
 		s.log.Info("kernel sensor taken over from its pins", "tier", s.tier, "pins", s.dir)
-		return s.checkTier(c.MinimumTier)
+		return s.checkConfig()
 	}
 	if why != "none are pinned" {
 		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
 	}
-	if err := s.startAnew(c.MinimumTier); err != nil {
+	if err := s.startAnew(); err != nil {
 		return errors.Join(err, s.release(), removePins(s.dir), os.Remove(s.dir))
 	}
 	s.log.Info("kernel sensor attached", "tier", s.tier, "pins", s.dir)
 	return nil
 }
 
-func (s *Sensor) checkTier(least selectors.Tier) error {
+// checkConfig compares what the kernel gave with what the configuration demands.
+func (s *Sensor) checkConfig() error {
+	least := s.config.MinimumTier
+	if s.tier >= least && s.config.Protect && s.links[protectPrograms[0]] == nil {
+		return &problem{kind: ErrKernel, sentence: "this kernel can not protect the agent (" + cmp.Or(s.firstRefusal(protectPrograms), s.firstRefusal(doors[0].programs)) +
+			"): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or set protect to false"}
+	}
 	if s.tier >= least {
 		return nil
 	}
@@ -158,7 +142,7 @@ func lockDir(dir string) (*os.File, error) {
 // startAnew removes what is pinned and attaches everything: first the hooks, then the seed,
 // so that no process falls between them. The build is written last: pins without it are not
 // complete.
-func (s *Sensor) startAnew(least selectors.Tier) error {
+func (s *Sensor) startAnew() error {
 	s.hooks = nil
 	if err := removePins(s.dir); err != nil {
 		return err
@@ -182,7 +166,7 @@ func (s *Sensor) startAnew(least selectors.Tier) error {
 		return err
 	}
 	s.noteTheRest("not tried, because another hook that it needs is refused")
-	if err := s.checkTier(least); err != nil {
+	if err := s.checkConfig(); err != nil {
 		return err
 	}
 	return s.writeSettings(build())
@@ -191,6 +175,9 @@ func (s *Sensor) startAnew(least selectors.Tier) error {
 func (s *Sensor) makeMaps() error {
 	only := s.spec.Copy()
 	only.Programs = nil
+	if kernel.HaveMapType(ebpf.InodeStorage) != nil { // costs the hooks that use it
+		delete(only.Maps, inodesMap)
+	}
 	c, err := ebpf.NewCollection(only)
 	if err != nil {
 		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not hold the sensor's maps (" + reason(err) + "): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL"}
@@ -252,43 +239,12 @@ func (s *Sensor) chooseDoor() error {
 		runningLSMs(), strings.Join(refusals, "; "))}
 }
 
-// noteWatched notes from which image on the hooks see tampering, and which.
-func (s *Sensor) noteWatched() error {
-	c, err := s.counters()
-	if err != nil {
-		return err
-	}
-	s.host = c.host
-	for i, set := range features[0].sets {
-		if s.links[set[0]] == nil {
-			continue
-		}
-		s.watched = watched{c.nextExecID, knownTampering}
-		if i == len(features[0].sets)-1 {
-			s.watched.kinds = MemoryWritten
-		}
-	}
-	return nil
-}
-
 func runningLSMs() string {
 	list, err := os.ReadFile("/sys/kernel/security/lsm")
 	if err != nil {
 		return "unknown"
 	}
 	return strings.TrimSpace(string(list))
-}
-
-func (s *Sensor) writeSettings(build uint64) error {
-	me, err := s.self()
-	if err != nil {
-		return err
-	}
-	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
-	if err := s.maps["settings"].Put(uint32(0), set); err != nil {
-		return fmt.Errorf("writing the sensor's settings: %w", err)
-	}
-	return nil
 }
 
 // release closes all objects and leaves the pins.

@@ -107,8 +107,9 @@ func (s *Sensor) Task(pidfd int) (Task, error) {
 	return t, err
 }
 
-// Exec returns what is known of an execve beside the task's record. ErrNoRecord if the kernel
-// keeps it no more: it remembers the last few thousand.
+// Exec returns what is known of an execve beside the task's record. ErrNoRecord if there is
+// nothing (at T2, of anything but a script) or the kernel keeps it no more: it remembers the
+// last few thousand.
 func (s *Sensor) Exec(execID uint64) (ExecInfo, error) {
 	raw, err := s.maps["execs"].LookupBytes(execID)
 	if err != nil {

@@ -8,6 +8,8 @@
  *	bindings   accepted socket → who connected
  *	owners     T1: client socket → who may use it
  *	claims     T2: client socket → who called connect()
+ *	inodes     T1: files that were executed or mapped as code; needs CONFIG_BPF_LSM
+ *	code       T1: what a process has mapped as code
  *	starting   T1: what is known of an execve while it is at work, on its task
  *	execs      exec_id → what is known of an execve beside the task's record; LRU
  *	state      one element: counters of the programs
@@ -52,6 +54,8 @@ STORAGE(listeners, BPF_MAP_TYPE_SK_STORAGE, __u32);
 STORAGE(bindings, BPF_MAP_TYPE_SK_STORAGE, struct binding);
 STORAGE(owners, BPF_MAP_TYPE_SK_STORAGE, struct owner);
 STORAGE(claims, BPF_MAP_TYPE_SK_STORAGE, struct claim);
+STORAGE(inodes, BPF_MAP_TYPE_INODE_STORAGE, struct inode_state);
+STORAGE(code, BPF_MAP_TYPE_TASK_STORAGE, struct code_record);
 STORAGE(starting, BPF_MAP_TYPE_TASK_STORAGE, struct exec_facts);
 
 struct {

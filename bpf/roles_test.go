@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"golang.org/x/sys/unix"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -40,11 +41,11 @@ func playRole(role string) {
 		wait()
 		os.Setenv("ASSAY_ROLE", "child")
 		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
-	case "traced": // asks to be traced
-		_, _, errno := unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)
-		if errno != 0 {
-			panic(errno)
-		}
+	case "code":
+		playCode()
+	case "protected":
+		_, err := Load(Config{PinDir: os.Getenv("ASSAY_PINS"), Protect: true, Logger: slog.New(slog.DiscardHandler)})
+		check(err)
 		say("ready")
 		wait()
 	case "thread-exec": // the same, from a thread that is not the leader
@@ -90,6 +91,36 @@ func playRole(role string) {
 	}
 }
 
+// playCode maps a file as code, forks, and makes anonymous memory executable, each when told to.
+func playCode() {
+	in := bufio.NewReader(os.Stdin)
+	wait := func() { _, _ = in.ReadString('\n') }
+	fmt.Println("ready")
+	wait()
+	f, err := os.Open(os.Getenv("ASSAY_FILE"))
+	check(err)
+	_, err = unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE)
+	check(err)
+	fmt.Println("mapped")
+	wait()
+	pid, _, errno := syscall.RawSyscall(syscall.SYS_FORK, 0, 0, 0)
+	if errno != 0 {
+		panic(errno)
+	}
+	if pid == 0 {
+		for {
+			syscall.RawSyscall(syscall.SYS_PAUSE, 0, 0, 0)
+		}
+	}
+	fmt.Println(pid)
+	wait()
+	memory, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	check(err)
+	check(unix.Mprotect(memory, unix.PROT_READ|unix.PROT_EXEC))
+	fmt.Println("anonymous")
+	wait()
+}
+
 func check(err error) {
 	if err != nil {
 		panic(err)
@@ -121,9 +152,21 @@ func startWith(t testing.TB, role string, files []*os.File, env ...string) *prog
 	return startAs(t, role, files, syscall.SysProcAttr{}, env...)
 }
 
+// startFile runs a copy of this binary.
+func startFile(t testing.TB, path, role string, env ...string) *program {
+	t.Helper()
+	p := &program{Cmd: exec.Command(path), pidfd: -1}
+	return p.start(t, role, nil, syscall.SysProcAttr{}, env...)
+}
+
 func startAs(t testing.TB, role string, files []*os.File, attr syscall.SysProcAttr, env ...string) *program {
 	t.Helper()
 	p := &program{Cmd: exec.Command("/proc/self/exe"), pidfd: -1}
+	return p.start(t, role, files, attr, env...)
+}
+
+func (p *program) start(t testing.TB, role string, files []*os.File, attr syscall.SysProcAttr, env ...string) *program {
+	t.Helper()
 	p.Env = append(append(os.Environ(), "ASSAY_ROLE="+role), env...)
 	p.Stderr, p.ExtraFiles = os.Stderr, files
 	attr.PidFD, attr.Pdeathsig = &p.pidfd, syscall.SIGKILL
@@ -135,7 +178,7 @@ func startAs(t testing.TB, role string, files []*os.File, attr syscall.SysProcAt
 	p.in, p.out = in, bufio.NewReader(out)
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	t.Cleanup(runtime.UnlockOSThread)
-	if err := p.Start(); err != nil {
+	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.stop() })

@@ -44,7 +44,7 @@ static __always_inline void seed_ancestors(struct task_record *r, struct task_st
 static __always_inline void note_host(struct sensor_state *s, struct task_struct *t)
 {
 	if (t->tgid == 2 && t->flags & PF_KTHREAD)
-		read_namespaces(&s->host, t, BPF_CORE_READ(t, real_cred));
+		READ_NAMESPACES(PLAIN, &s->host, t, t->real_cred);
 }
 
 SEC("iter/task")
@@ -67,7 +67,7 @@ int seed(struct bpf_iter__task *ctx)
 	r->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);
 	r->uid = BPF_CORE_READ(t, cred, euid.val);
 	r->gid = BPF_CORE_READ(t, cred, egid.val);
-	struct inode *inode = BPF_CORE_READ(t, mm, exe_file, f_inode);
+	struct inode *inode = t->mm->exe_file->f_inode; /* reads as 0 below a 0 */
 	if (inode) {
 		read_executable(&r->exe, inode);
 		r->flags |= file_flags(&r->exe);

@@ -17,9 +17,12 @@
 #include "fork.bpf.h"
 #include "exec.bpf.h"
 #include "image.bpf.h"
+#include "inode.bpf.h"
+#include "code.bpf.h"
 #include "integrity.bpf.h"
 #include "seed.bpf.h"
 #include "connect.bpf.h"
 #include "lsm.bpf.h"
+#include "protect.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

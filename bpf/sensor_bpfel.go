@@ -18,9 +18,11 @@ import (
 const (
 	sensorMapBindings         = "bindings"
 	sensorMapClaims           = "claims"
+	sensorMapCode             = "code"
 	sensorMapEvents           = "events"
 	sensorMapExecScratch      = "exec_scratch"
 	sensorMapExecs            = "execs"
+	sensorMapInodes           = "inodes"
 	sensorMapListeners        = "listeners"
 	sensorMapLooked           = "looked"
 	sensorMapOwners           = "owners"
@@ -36,18 +38,34 @@ const (
 	sensorProgOnConnect       = "on_connect"
 	sensorProgOnCredsForExec  = "on_creds_for_exec"
 	sensorProgOnExec          = "on_exec"
+	sensorProgOnFileOpen      = "on_file_open"
 	sensorProgOnFileReceive   = "on_file_receive"
 	sensorProgOnFork          = "on_fork"
+	sensorProgOnForkCode      = "on_fork_code"
 	sensorProgOnGetsockname   = "on_getsockname"
+	sensorProgOnIma           = "on_ima"
+	sensorProgOnImage         = "on_image"
+	sensorProgOnMmap          = "on_mmap"
 	sensorProgOnMmapLock      = "on_mmap_lock"
+	sensorProgOnMprotect      = "on_mprotect"
+	sensorProgOnNewCode       = "on_new_code"
 	sensorProgOnPrepareExec   = "on_prepare_exec"
+	sensorProgOnProtectExit   = "on_protect_exit"
+	sensorProgOnProtectKill   = "on_protect_kill"
+	sensorProgOnProtectPtrace = "on_protect_ptrace"
+	sensorProgOnProtectRename = "on_protect_rename"
+	sensorProgOnProtectUmount = "on_protect_umount"
+	sensorProgOnProtectUnlink = "on_protect_unlink"
 	sensorProgOnPtraceAccess  = "on_ptrace_access"
 	sensorProgOnRecvmsg       = "on_recvmsg"
 	sensorProgOnSendmsg       = "on_sendmsg"
+	sensorProgOnSetattr       = "on_setattr"
+	sensorProgOnSetattr61     = "on_setattr_6_1"
 	sensorProgOnSignal        = "on_signal"
 	sensorProgOnSplice        = "on_splice"
 	sensorProgOnTraceme       = "on_traceme"
 	sensorProgOnUnixConnect   = "on_unix_connect"
+	sensorProgOnVerity        = "on_verity"
 	sensorProgSeeAsk          = "see_ask"
 	sensorProgSeeBeginExec    = "see_begin_exec"
 	sensorProgSeeFileReceive  = "see_file_receive"
@@ -108,18 +126,34 @@ type sensorProgramSpecs struct {
 	OnConnect       *ebpf.ProgramSpec `ebpf:"on_connect"`
 	OnCredsForExec  *ebpf.ProgramSpec `ebpf:"on_creds_for_exec"`
 	OnExec          *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnFileOpen      *ebpf.ProgramSpec `ebpf:"on_file_open"`
 	OnFileReceive   *ebpf.ProgramSpec `ebpf:"on_file_receive"`
 	OnFork          *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnForkCode      *ebpf.ProgramSpec `ebpf:"on_fork_code"`
 	OnGetsockname   *ebpf.ProgramSpec `ebpf:"on_getsockname"`
+	OnIma           *ebpf.ProgramSpec `ebpf:"on_ima"`
+	OnImage         *ebpf.ProgramSpec `ebpf:"on_image"`
+	OnMmap          *ebpf.ProgramSpec `ebpf:"on_mmap"`
 	OnMmapLock      *ebpf.ProgramSpec `ebpf:"on_mmap_lock"`
+	OnMprotect      *ebpf.ProgramSpec `ebpf:"on_mprotect"`
+	OnNewCode       *ebpf.ProgramSpec `ebpf:"on_new_code"`
 	OnPrepareExec   *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
+	OnProtectExit   *ebpf.ProgramSpec `ebpf:"on_protect_exit"`
+	OnProtectKill   *ebpf.ProgramSpec `ebpf:"on_protect_kill"`
+	OnProtectPtrace *ebpf.ProgramSpec `ebpf:"on_protect_ptrace"`
+	OnProtectRename *ebpf.ProgramSpec `ebpf:"on_protect_rename"`
+	OnProtectUmount *ebpf.ProgramSpec `ebpf:"on_protect_umount"`
+	OnProtectUnlink *ebpf.ProgramSpec `ebpf:"on_protect_unlink"`
 	OnPtraceAccess  *ebpf.ProgramSpec `ebpf:"on_ptrace_access"`
 	OnRecvmsg       *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
 	OnSendmsg       *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
+	OnSetattr       *ebpf.ProgramSpec `ebpf:"on_setattr"`
+	OnSetattr61     *ebpf.ProgramSpec `ebpf:"on_setattr_6_1"`
 	OnSignal        *ebpf.ProgramSpec `ebpf:"on_signal"`
 	OnSplice        *ebpf.ProgramSpec `ebpf:"on_splice"`
 	OnTraceme       *ebpf.ProgramSpec `ebpf:"on_traceme"`
 	OnUnixConnect   *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
+	OnVerity        *ebpf.ProgramSpec `ebpf:"on_verity"`
 	SeeAsk          *ebpf.ProgramSpec `ebpf:"see_ask"`
 	SeeBeginExec    *ebpf.ProgramSpec `ebpf:"see_begin_exec"`
 	SeeFileReceive  *ebpf.ProgramSpec `ebpf:"see_file_receive"`
@@ -137,9 +171,11 @@ type sensorProgramSpecs struct {
 type sensorMapSpecs struct {
 	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
 	Claims      *ebpf.MapSpec `ebpf:"claims"`
+	Code        *ebpf.MapSpec `ebpf:"code"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
 	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
 	Execs       *ebpf.MapSpec `ebpf:"execs"`
+	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Looked      *ebpf.MapSpec `ebpf:"looked"`
 	Owners      *ebpf.MapSpec `ebpf:"owners"`
@@ -178,9 +214,11 @@ func (o *sensorObjects) Close() error {
 type sensorMaps struct {
 	Bindings    *ebpf.Map `ebpf:"bindings"`
 	Claims      *ebpf.Map `ebpf:"claims"`
+	Code        *ebpf.Map `ebpf:"code"`
 	Events      *ebpf.Map `ebpf:"events"`
 	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
 	Execs       *ebpf.Map `ebpf:"execs"`
+	Inodes      *ebpf.Map `ebpf:"inodes"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Looked      *ebpf.Map `ebpf:"looked"`
 	Owners      *ebpf.Map `ebpf:"owners"`
@@ -195,9 +233,11 @@ func (m *sensorMaps) Close() error {
 	return _SensorClose(
 		m.Bindings,
 		m.Claims,
+		m.Code,
 		m.Events,
 		m.ExecScratch,
 		m.Execs,
+		m.Inodes,
 		m.Listeners,
 		m.Looked,
 		m.Owners,
@@ -226,18 +266,34 @@ type sensorPrograms struct {
 	OnConnect       *ebpf.Program `ebpf:"on_connect"`
 	OnCredsForExec  *ebpf.Program `ebpf:"on_creds_for_exec"`
 	OnExec          *ebpf.Program `ebpf:"on_exec"`
+	OnFileOpen      *ebpf.Program `ebpf:"on_file_open"`
 	OnFileReceive   *ebpf.Program `ebpf:"on_file_receive"`
 	OnFork          *ebpf.Program `ebpf:"on_fork"`
+	OnForkCode      *ebpf.Program `ebpf:"on_fork_code"`
 	OnGetsockname   *ebpf.Program `ebpf:"on_getsockname"`
+	OnIma           *ebpf.Program `ebpf:"on_ima"`
+	OnImage         *ebpf.Program `ebpf:"on_image"`
+	OnMmap          *ebpf.Program `ebpf:"on_mmap"`
 	OnMmapLock      *ebpf.Program `ebpf:"on_mmap_lock"`
+	OnMprotect      *ebpf.Program `ebpf:"on_mprotect"`
+	OnNewCode       *ebpf.Program `ebpf:"on_new_code"`
 	OnPrepareExec   *ebpf.Program `ebpf:"on_prepare_exec"`
+	OnProtectExit   *ebpf.Program `ebpf:"on_protect_exit"`
+	OnProtectKill   *ebpf.Program `ebpf:"on_protect_kill"`
+	OnProtectPtrace *ebpf.Program `ebpf:"on_protect_ptrace"`
+	OnProtectRename *ebpf.Program `ebpf:"on_protect_rename"`
+	OnProtectUmount *ebpf.Program `ebpf:"on_protect_umount"`
+	OnProtectUnlink *ebpf.Program `ebpf:"on_protect_unlink"`
 	OnPtraceAccess  *ebpf.Program `ebpf:"on_ptrace_access"`
 	OnRecvmsg       *ebpf.Program `ebpf:"on_recvmsg"`
 	OnSendmsg       *ebpf.Program `ebpf:"on_sendmsg"`
+	OnSetattr       *ebpf.Program `ebpf:"on_setattr"`
+	OnSetattr61     *ebpf.Program `ebpf:"on_setattr_6_1"`
 	OnSignal        *ebpf.Program `ebpf:"on_signal"`
 	OnSplice        *ebpf.Program `ebpf:"on_splice"`
 	OnTraceme       *ebpf.Program `ebpf:"on_traceme"`
 	OnUnixConnect   *ebpf.Program `ebpf:"on_unix_connect"`
+	OnVerity        *ebpf.Program `ebpf:"on_verity"`
 	SeeAsk          *ebpf.Program `ebpf:"see_ask"`
 	SeeBeginExec    *ebpf.Program `ebpf:"see_begin_exec"`
 	SeeFileReceive  *ebpf.Program `ebpf:"see_file_receive"`
@@ -258,18 +314,34 @@ func (p *sensorPrograms) Close() error {
 		p.OnConnect,
 		p.OnCredsForExec,
 		p.OnExec,
+		p.OnFileOpen,
 		p.OnFileReceive,
 		p.OnFork,
+		p.OnForkCode,
 		p.OnGetsockname,
+		p.OnIma,
+		p.OnImage,
+		p.OnMmap,
 		p.OnMmapLock,
+		p.OnMprotect,
+		p.OnNewCode,
 		p.OnPrepareExec,
+		p.OnProtectExit,
+		p.OnProtectKill,
+		p.OnProtectPtrace,
+		p.OnProtectRename,
+		p.OnProtectUmount,
+		p.OnProtectUnlink,
 		p.OnPtraceAccess,
 		p.OnRecvmsg,
 		p.OnSendmsg,
+		p.OnSetattr,
+		p.OnSetattr61,
 		p.OnSignal,
 		p.OnSplice,
 		p.OnTraceme,
 		p.OnUnixConnect,
+		p.OnVerity,
 		p.SeeAsk,
 		p.SeeBeginExec,
 		p.SeeFileReceive,

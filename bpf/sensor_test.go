@@ -115,6 +115,8 @@ func TestSensor(t *testing.T) {
 	t.Run("TracedExec", func(t *testing.T) { testTracedExec(t, s) })
 	t.Run("Credentials", func(t *testing.T) { testCredentials(t, s) })
 	t.Run("Script", func(t *testing.T) { testScript(t, s) })
+	t.Run("FileState", func(t *testing.T) { testFileState(t, s) })
+	t.Run("Code", func(t *testing.T) { testCode(t, s) })
 	t.Run("SecondAgent", func(t *testing.T) {
 		if _, err := Load(Config{PinDir: s.dir, Logger: testLogger(t)}); !errors.Is(err, ErrInUse) {
 			t.Errorf("a second Load on the same pins: %v, want ErrInUse", err)
@@ -188,7 +190,7 @@ func testExecInPlace(t *testing.T, s *Sensor, role string) {
 	task := mustTask(t, s, p.pidfd)
 	if task.Flags.Has(LineageUnknown) {
 		for _, h := range s.Hooks() {
-			if role == "thread-exec" && h.Name == s.section("on_creds_for_exec") && h.State == HookUnavailable {
+			if role == "thread-exec" && h.Program == "on_creds_for_exec" && h.State == HookUnavailable {
 				return // no hook for it here, and the record says so
 			}
 		}

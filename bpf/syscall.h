@@ -13,12 +13,13 @@ enum access { OTHER, READ, WRITE, ATTACH, READ_VM, WRITE_VM, TAKE_DESCRIPTOR, OP
 static __always_inline enum access access_x86(unsigned long nr)
 {
 	switch (nr) {
-	case 0: /* read */
-	case 17: /* pread64 */
-	case 19: /* readv */
+	case 0:   /* read */
+	case 17:  /* pread64 */
+	case 19:  /* readv */
 	case 295: /* preadv */
 	case 327: /* preadv2 */
-	case 4: /* stat, lstat, newfstatat, statx, readlink(at), access, getdents64: names in /proc */
+	case 4: /* stat, lstat, newfstatat, statx, readlink(at), access, getdents64: names in /proc
+		 */
 	case 6:
 	case 262:
 	case 332:

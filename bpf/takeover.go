@@ -13,12 +13,18 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
+// inodesMap is the only map that a kernel may lack.
+const inodesMap = "inodes"
+
 // takeOver uses the pins of an earlier agent; why tells what speaks against it.
 func (s *Sensor) takeOver() (why string, err error) {
 	if _, err := os.Stat(mapPin(s.dir, "settings")); errors.Is(err, os.ErrNotExist) {
 		return "none are pinned", nil
 	}
 	for name := range s.spec.Maps {
+		if _, err := os.Stat(mapPin(s.dir, name)); name == inodesMap && errors.Is(err, os.ErrNotExist) {
+			continue // this kernel has none
+		}
 		m, err := ebpf.LoadPinnedMap(mapPin(s.dir, name), nil)
 		if err != nil {
 			return "a pinned map is missing", errors.Join(err, s.release())
@@ -65,15 +71,36 @@ func (s *Sensor) takeOverLinks() error {
 		_ = s.openLinks([]string{name}) // optional
 	}
 	for _, f := range features {
-		for _, set := range f.sets {
-			if s.openLinks(set) == nil {
-				break
-			}
+		if err := s.takeOverFeature(f); err != nil {
+			return err
 		}
 	}
 	s.noteTheRest("refused when the sensor was first attached")
 	return nil
 }
+
+// takeOverFeature opens what is pinned of a feature, and follows the configuration in what is optional.
+func (s *Sensor) takeOverFeature(f feature) error {
+	for _, set := range f.sets {
+		if s.openLinks(set) != nil {
+			continue
+		}
+		if s.wants(f) {
+			return nil
+		}
+		for _, name := range set {
+			s.note(name, HookOff, unwanted)
+		}
+		return s.detach(set)
+	}
+	if f.optIn != nil && s.wants(f) {
+		s.attachFeature(f)
+	}
+	return nil
+}
+
+// unwanted is why an optional hook is off.
+const unwanted = "not wanted by the configuration"
 
 // openLinks opens all of the named pins or none.
 func (s *Sensor) openLinks(names []string) error {
@@ -104,12 +131,16 @@ func (s *Sensor) noteTheRest(why string) {
 	s.noteSets(sets, why)
 	s.noteSets([][]string{threadExecPrograms[:1], threadExecPrograms[1:]}, why)
 	for _, f := range features {
-		if f.tier == selectors.TierNone || f.tier == s.tier {
+		if s.wants(f) {
 			s.noteSets(f.sets, why)
 			continue
 		}
+		off := "not needed at tier " + s.tier.String()
+		if f.optIn != nil {
+			off = unwanted
+		}
 		for _, set := range f.sets {
-			s.noteMissing(set, HookOff, "not needed at tier "+s.tier.String())
+			s.noteMissing(set, HookOff, off)
 		}
 	}
 }
@@ -137,5 +168,5 @@ func (s *Sensor) noteMissing(names []string, state HookState, detail string) {
 }
 
 func (s *Sensor) noted(name string) bool {
-	return slices.ContainsFunc(s.hooks, func(h Hook) bool { return h.Name == s.section(name) })
+	return slices.ContainsFunc(s.hooks, func(h Hook) bool { return h.Program == name })
 }

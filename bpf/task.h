@@ -13,27 +13,28 @@ static __always_inline void record_lost(void)
 		__sync_fetch_and_add(&s->records_lost, 1);
 }
 
+/* i is a pointer that the verifier knows, so these are plain loads. */
 static __always_inline void read_executable(struct executable *x, struct inode *i)
 {
-	x->ino = BPF_CORE_READ(i, i_ino);
-	x->size = BPF_CORE_READ(i, i_size);
-	x->magic = BPF_CORE_READ(i, i_sb, s_magic);
-	x->dev = BPF_CORE_READ(i, i_sb, s_dev);
-	x->generation = BPF_CORE_READ(i, i_generation);
-	x->nlink = BPF_CORE_READ(i, i_nlink);
+	x->ino = i->i_ino;
+	x->size = i->i_size;
+	x->magic = i->i_sb->s_magic;
+	x->dev = i->i_sb->s_dev;
+	x->generation = i->i_generation;
+	x->nlink = i->i_nlink;
 
 	struct inode___6_6 *i66 = (void *)i;
 	struct inode___6_1 *i61 = (void *)i;
 	if (bpf_core_field_exists(i->i_ctime_sec)) {
-		x->ctime_sec = BPF_CORE_READ(i, i_ctime_sec);
+		x->ctime_sec = i->i_ctime_sec;
 		/* bit 31 says that somebody asked for it */
-		x->ctime_nsec = BPF_CORE_READ(i, i_ctime_nsec) & 0x7fffffff;
+		x->ctime_nsec = i->i_ctime_nsec & 0x7fffffff;
 	} else if (bpf_core_field_exists(i66->__i_ctime)) {
-		x->ctime_sec = BPF_CORE_READ(i66, __i_ctime.tv_sec);
-		x->ctime_nsec = BPF_CORE_READ(i66, __i_ctime.tv_nsec);
+		x->ctime_sec = i66->__i_ctime.tv_sec;
+		x->ctime_nsec = i66->__i_ctime.tv_nsec;
 	} else {
-		x->ctime_sec = BPF_CORE_READ(i61, i_ctime.tv_sec);
-		x->ctime_nsec = BPF_CORE_READ(i61, i_ctime.tv_nsec);
+		x->ctime_sec = i61->i_ctime.tv_sec;
+		x->ctime_nsec = i61->i_ctime.tv_nsec;
 	}
 }
 
@@ -54,7 +55,7 @@ static __always_inline void read_caller(struct caller *c, struct task_struct *t,
 		c->task.exec_id = 0;
 	c->cgroup = bpf_get_current_cgroup_id();
 	c->time = bpf_ktime_get_boot_ns();
-	read_credentials(&c->creds, t, BPF_CORE_READ(t, cred));
+	read_current_credentials(&c->creds, t);
 }
 
 /* A change of a process that is bound wakes the agent; everything else waits to be polled. */
@@ -83,7 +84,8 @@ static __always_inline void emit(const struct task_record *r, __u32 kind, __u64 
 }
 
 /* Another process, `by`, did something to the process of the record. */
-static __always_inline void tamper(struct task_record *r, __u32 how, __u32 by_tgid, __u64 by_exec_id)
+static __always_inline void tamper(struct task_record *r, __u32 how, __u32 by_tgid,
+				   __u64 by_exec_id)
 {
 	r->integrity.by_tgid = by_tgid;
 	r->integrity.by_exec_id = by_exec_id;

@@ -26,10 +26,10 @@
 /* integrity.flags: what another process did to this one, or was allowed to do at once */
 #define PTRACE_ATTACHED 1u
 #define MEMORY_WRITTEN 2u
-#define MEMORY_READ 4u      /* T1 only: at T2 ps(1) looks the same */
-#define MEMORY_OPENED 8u    /* T1: /proc/PID/mem, for reading or writing */
+#define MEMORY_READ 4u       /* T1 only: at T2 ps(1) looks the same */
+#define MEMORY_OPENED 8u     /* T1: /proc/PID/mem, for reading or writing */
 #define DESCRIPTOR_TAKEN 16u /* T1: pidfd_getfd(2) */
-#define ACCESSED 32u        /* T1: another access with the rights of a debugger */
+#define ACCESSED 32u         /* T1: another access with the rights of a debugger */
 
 /* exec_id of a seeded image: this bit, milliseconds of the seeding (41 bits), tgid (22 bits) */
 #define SEEDED_EXEC_ID (1ull << 63)
@@ -183,6 +183,36 @@ struct exec_facts {
 };
 _Static_assert(sizeof(struct exec_facts) == 168, "exec_facts");
 
+/* A file on its inode: see inode.bpf.h. */
+struct inode_state {
+	__u64 token;
+	__u64 wgen;
+};
+_Static_assert(sizeof(struct inode_state) == 16, "inode_state");
+
+#define MAPPED_FILES 64
+
+/* A file that is mapped as code, as it was when it was mapped first. */
+struct mapped_file {
+	__u64 ino; /* written last; 0: not used, or being written */
+	__u64 token;
+	__u64 wgen;
+	__u32 dev;
+	__u32 writers; /* somebody had it open for writing */
+};
+_Static_assert(sizeof(struct mapped_file) == 32, "mapped_file");
+
+/* code_record.flags */
+#define CODE_OVERFLOW 1u     /* more files than fit */
+#define CODE_WITHOUT_FILE 2u /* anonymous or writable memory is or was executable */
+
+struct code_record {
+	__u32 count; /* of files, also those that do not fit */
+	__u32 flags;
+	struct mapped_file files[MAPPED_FILES];
+};
+_Static_assert(sizeof(struct code_record) == 2056, "code_record");
+
 #define PATH_SIZE 256
 
 /* By exec_id, the newest only. */
@@ -228,10 +258,10 @@ _Static_assert(sizeof(struct sensor_state) == 80, "sensor_state");
 
 /* The only element of the map `settings`: written by the agent alone. */
 struct sensor_settings {
-	__u64 build;         /* of the object that made the pins; 0 until all of it works */
-	__u64 tamper_since;  /* images from this exec_id on were watched all their life */
-	__u64 protected;     /* exec_id of the agent, 0: protection is off */
-	__u64 pin_ino;       /* the folder of the pins, while protection is on */
+	__u64 build;        /* of the object that made the pins; 0 until all of it works */
+	__u64 tamper_since; /* images from this exec_id on were watched all their life */
+	__u64 protected;    /* exec_id of the agent, 0: protection is off */
+	__u64 pin_ino;      /* the folder of the pins, while protection is on */
 	__u32 pin_dev;
 	__u32 agent_tgid; /* who may ask for bindings */
 	__u32 tier;

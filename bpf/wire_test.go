@@ -15,7 +15,7 @@ func TestSizesAreThoseOfTheMaps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "settings": binary.Size(settings{})} {
+	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "execs": execSize, "looked": lookedSize, "inodes": inodeStateSize, "code": codeSize, "settings": binary.Size(settings{})} {
 		if got := spec.Maps[name].ValueSize; got != uint32(size) {
 			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
 		}
@@ -85,10 +85,47 @@ func TestDecodeTask(t *testing.T) {
 	}
 }
 
+// sampleExec is a record of wire.h with both digests.
+func sampleExec() []byte {
+	b := make([]byte, execSize)
+	e := binary.NativeEndian
+	e.PutUint64(b[48:], 7) // token
+	e.PutUint64(b[56:], 8) // wgen
+	e.PutUint32(b[64:], imaSHA256+1)
+	e.PutUint16(b[68:], veritySHA256)
+	e.PutUint16(b[70:], 32)
+	b[72], b[136] = 0xaa, 0xbb // verity, ima
+	copy(b[168:], "./a\x00rest")
+	return b
+}
+
+func TestDecodeExec(t *testing.T) {
+	x, err := decodeExec(sampleExec())
+	if err != nil || x.Token != 7 || x.WGen != 8 || x.Path != "./a" || x.ScriptKnown || x.Verity == nil || x.Verity[0] != 0xaa || x.IMA == nil || x.IMA[0] != 0xbb {
+		t.Errorf("%+v, %v", x, err)
+	}
+	for _, at := range []int{64, 68, 70} { // another algorithm, another length
+		b := sampleExec()
+		b[at]++
+		if y, err := decodeExec(b); err != nil || (y.IMA == nil) == (y.Verity == nil) {
+			t.Errorf("byte %d: %+v, %v", at, y, err)
+		}
+	}
+	full := sampleExec()
+	for i := range full[168:] {
+		full[168+i] = 'x'
+	}
+	if x, err := decodeExec(full); err != nil || len(x.Path) != 256 {
+		t.Errorf("a path without an end: %q, %v", x.Path, err)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add(sampleTask())
 	f.Add(append(sampleTask(), make([]byte, bindingSize-taskSize)...))
 	f.Add(make([]byte, eventSize))
+	f.Add(sampleExec())
+	f.Add(make([]byte, codeSize))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if task, err := decodeTask(raw, "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > maxAncestor) {
 			t.Errorf("accepted %+v", task)
@@ -98,6 +135,12 @@ func FuzzDecode(f *testing.F) {
 		}
 		if e, err := decodeEvent(raw, "b"); err == nil && e.Process.ExecID == 0 {
 			t.Errorf("accepted %+v", e)
+		}
+		if c, err := decodeCode(raw); err == nil && len(c.Files) > mappedFiles {
+			t.Errorf("accepted %+v", c)
+		}
+		if x, err := decodeExec(raw); err == nil && (len(x.Path) > 256 || x.ScriptKnown && x.Script.Inode == 0) {
+			t.Errorf("accepted %+v", x)
 		}
 		_, _ = decodeState(raw)
 		_ = findCgroup2(raw)

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "write programs.txt anew")
+
+// size is what a program costs the verifier and the kernel's memory.
+type size struct{ verified, xlated int }
+
+// sizes loads every program that this kernel takes.
+func sizes(t *testing.T) map[string]size {
+	t.Helper()
+	spec, err := loadSensor()
+	check(err)
+	all := spec.Copy()
+	all.Programs = nil
+	maps, err := ebpf.NewCollection(all)
+	needKernel(t, err)
+	defer maps.Close()
+	s := &Sensor{spec: spec, maps: maps.Maps}
+	out := map[string]size{}
+	for name := range spec.Programs {
+		p, err := s.loadProgram(name)
+		if err != nil {
+			continue // refused here
+		}
+		info, err := p.Info()
+		check(err)
+		verified, ok := info.VerifiedInstructions()
+		xlated, err := info.Instructions()
+		if !ok || err != nil {
+			t.Errorf("%s: the kernel does not tell its size: %v", name, err)
+		}
+		out[name] = size{int(verified), len(xlated)}
+		check(p.Close())
+	}
+	return out
+}
+
+func within(a, b int) bool { return 10*a <= 11*b && 10*b <= 11*a }
+
+// TestProgramSizes compares the sizes with programs.txt, so that growth is seen in review. The
+// verifier differs between kernels, so the comparison is for the kernel that the file names.
+func TestProgramSizes(t *testing.T) {
+	var kernel unix.Utsname
+	check(unix.Uname(&kernel))
+	series := strings.Join(strings.Split(unix.ByteSliceToString(kernel.Release[:]), ".")[:2], ".")
+	if *update {
+		writeSizes(t, series)
+	}
+	f, err := os.Open("programs.txt")
+	if errors.Is(err, os.ErrNotExist) && os.Getenv("ASSAY_GUEST") == "1" {
+		return // the guest has the test binary alone, and another kernel
+	}
+	check(err)
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Scan()
+	var of string
+	if _, err := fmt.Sscanf(lines.Text(), "# Linux %s", &of); err != nil {
+		t.Fatalf("programs.txt does not name its kernel: %v", err)
+	}
+	have := sizes(t)
+	for lines.Scan() {
+		var name string
+		var want size
+		if strings.HasPrefix(lines.Text(), "#") {
+			continue
+		}
+		if _, err := fmt.Sscan(lines.Text(), &name, &want.verified, &want.xlated); err != nil {
+			t.Fatalf("%q: %v", lines.Text(), err)
+		}
+		got, ok := have[name]
+		delete(have, name)
+		if of == series && (!ok || !within(got.verified, want.verified) || !within(got.xlated, want.xlated)) {
+			t.Errorf("%s: %+v, programs.txt says %+v: run go test ./bpf -run TestProgramSizes -update", name, got, want)
+		}
+	}
+	for name := range have {
+		if of == series {
+			t.Errorf("%s is not in programs.txt: run go test ./bpf -run TestProgramSizes -update", name)
+		}
+	}
+}
+
+func writeSizes(t *testing.T, series string) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Linux %s\n# program, instructions that the verifier processed, instructions loaded; those that this kernel takes\n", series)
+	have := sizes(t)
+	names := make([]string, 0, len(have))
+	for name := range have {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		fmt.Fprintf(&b, "%-18s %6d %6d\n", name, have[name].verified, have[name].xlated)
+	}
+	check(os.WriteFile("programs.txt", []byte(b.String()), 0o644))
+}
+
+// BenchmarkPrograms tells what each program takes per call while processes are started and
+// connect: BPF run-time statistics, the median of samples, which includes the clock (about 20 ns).
+func BenchmarkPrograms(b *testing.B) {
+	s := load(b)
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	check(err)
+	defer stats.Close()
+	programs := map[string]*ebpf.Program{}
+	for name, l := range s.links {
+		info, err := l.Info()
+		check(err)
+		if programs[name], err = ebpf.NewProgramFromID(info.Program); err != nil {
+			b.Fatal(err)
+		}
+		defer programs[name].Close()
+	}
+	l, path := listen(b, s, 64)
+	samples := map[string][]float64{}
+	runs := map[string]uint64{}
+	before := map[string]ebpf.ProgramStats{}
+	for b.Loop() {
+		for name, p := range programs {
+			st, err := p.Stats()
+			check(err)
+			before[name] = *st
+		}
+		p := start(b, "connect", "ASSAY_SOCKET="+path)
+		p.word(b)
+		conn, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		check(err)
+		_, err = s.Binding(conn)
+		check(err)
+		unix.Close(conn)
+		p.stop()
+		for name, p := range programs {
+			st, err := p.Stats()
+			check(err)
+			if n := st.RunCount - before[name].RunCount; n > 0 {
+				samples[name] = append(samples[name], float64(st.Runtime-before[name].Runtime)/float64(n))
+				runs[name] += n
+			}
+		}
+	}
+	for name, all := range samples {
+		slices.Sort(all)
+		b.Logf("%-18s median %6.0f ns  p90 %6.0f ns  %d calls", name, all[len(all)/2], all[len(all)*9/10], runs[name])
+	}
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// watched is a part of sensor_settings: see wire.h.
+type watched struct {
+	since uint64 // exec id
+	kinds Tampering
+}
+
+// settings are the bytes of sensor_settings in wire.h.
+type settings struct {
+	Build       uint64
+	TamperSince uint64
+	Protected   uint64
+	PinIno      uint64
+	PinDev      uint32
+	AgentTGID   uint32
+	Tier        uint32
+	TamperSeen  uint32
+}
+
+// looked are the bytes of the map `looked`.
+type looked struct {
+	TGID uint64
+	Now  [nowSize]byte
+}
+
+// build names the object file: pins that another object made are not used.
+func build() uint64 {
+	sum := sha256.Sum256(_SensorBytes)
+	return binary.NativeEndian.Uint64(sum[:]) | 1
+}
+
+// noteWatched notes from which image on the hooks see tampering, and which.
+func (s *Sensor) noteWatched() error {
+	c, err := s.counters()
+	if err != nil {
+		return err
+	}
+	s.host = c.host
+	for i, set := range features[0].sets {
+		if s.links[set[0]] == nil {
+			continue
+		}
+		s.watched = watched{c.nextExecID, knownTampering}
+		if i == len(features[0].sets)-1 {
+			s.watched.kinds = MemoryWritten
+		}
+	}
+	return nil
+}
+
+func (s *Sensor) writeSettings(build uint64) error {
+	me, err := s.self()
+	if err != nil {
+		return err
+	}
+	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
+	if s.links[protectPrograms[0]] != nil {
+		var st unix.Stat_t
+		if err := unix.Stat(s.dir, &st); err != nil {
+			return fmt.Errorf("looking at the pin directory: %w", err)
+		}
+		set.Protected, set.PinIno, set.PinDev = me.ExecID, st.Ino, unix.Major(st.Dev)<<20|unix.Minor(st.Dev)
+	}
+	if err := s.maps["settings"].Put(uint32(0), set); err != nil {
+		return fmt.Errorf("writing the sensor's settings: %w", err)
+	}
+	return nil
+}
