@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -138,13 +139,23 @@ func BenchmarkPrograms(b *testing.B) {
 			check(err)
 			before[name] = *st
 		}
+		for range 20 {
+			check(exec.Command("/bin/true").Run())
+		}
 		p := start(b, "connect", "ASSAY_SOCKET="+path)
 		p.word(b)
 		conn, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
 		check(err)
-		_, err = s.Binding(conn)
-		check(err)
-		unix.Close(conn)
+		for range 20 {
+			_, err = s.Binding(conn)
+			check(err)
+			client := clientSocket()
+			check(unix.Connect(client, &unix.SockaddrUnix{Name: path}))
+			accepted, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+			check(err)
+			check(errors.Join(unix.Close(client), unix.Close(accepted)))
+		}
+		check(unix.Close(conn))
 		p.stop()
 		for name, p := range programs {
 			st, err := p.Stats()
