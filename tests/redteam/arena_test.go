@@ -90,10 +90,10 @@ func newArena(t *testing.T) *arena {
 	a.tier = strings.TrimPrefix(s.Tier.String(), "TIER_")
 	entries := []registration{
 		{id: trustDomain + "/victim", digest: digestOf(a.victim), parent: digestOf(a.self)},
-		{id: trustDomain + "/root-only", digest: digestOf(a.rootOnly), root: true},
+		{id: trustDomain + "/root-only", digest: digestOf(a.rootOnly), root: true, more: []string{"unix:uid:0", "exec:no-set-id"}},
 		{id: trustDomain + "/in-cgroup", digest: digestOf(a.inCgroup), cgroup: a.cgroup},
 		{id: trustDomain + "/by-path", path: a.named},
-		{id: trustDomain + "/guarded", digest: digestOf(a.guarded), parent: digestOf(a.self), unmodified: true},
+		{id: trustDomain + "/guarded", digest: digestOf(a.guarded), parent: digestOf(a.self), more: []string{"integrity:memory-unwritten", "exec:binary"}},
 		{id: trustDomain + "/dynamic", digest: digestOf(a.dynamic), parent: digestOf(a.self)},
 	}
 	for _, e := range entries {
@@ -152,11 +152,8 @@ func (a *arena) register(t *testing.T, e registration) {
 			args = append(args, "--selector", selector+value)
 		}
 	}
-	if e.root {
-		args = append(args, "--selector", "unix:uid:0")
-	}
-	if e.unmodified {
-		args = append(args, "--selector", "integrity:unmodified")
+	for _, selector := range e.more {
+		args = append(args, "--selector", selector)
 	}
 	before := must(a.AgentStatus(t.Context())).Revision
 	if out, err := exec.Command(filepath.Join(a.bin, "assay"), args...).CombinedOutput(); err != nil {

@@ -30,11 +30,9 @@ const (
 )
 
 const (
-	noCode   = "mapped code is not judged yet (`code:`)"
-	noMaps   = "this tier does not see which files a program maps; who starts a program decides what is loaded into it, so demand a trusted parent"
-	noDirect = "the caller carries `exec:script`, but no selector can demand that a program was executed itself and not as an interpreter"
-	noSetID  = "the caller carries `exec:set-id`, but no selector can demand that the user was not changed by execve"
-	guarded  = "/guarded" // demands integrity:unmodified
+	noCode  = "mapped code is not judged yet (`code:`)"
+	noMaps  = "this tier does not see which files a program maps; who starts a program decides what is loaded into it, so demand a trusted parent"
+	guarded = "/guarded" // demands integrity:memory-unwritten and exec:binary, too
 )
 
 // Attacks are all rows, in the document's order. An "insider" is a victim that was written to
@@ -43,8 +41,7 @@ var Attacks = []Attack{
 	{ID: "control", Name: "No attack", Attacker: "nobody", Does: "the victim asks", Control: true},
 	{ID: "control-blocking", Name: "No attack, blocking reads", Attacker: "nobody", Does: "the victim has threads, asks, and blocks in read(2)", Control: true,
 		Price: map[string]string{"T2": "a thread that is blocked in read(2) holds a reference to the socket, like another process would. gRPC's and go-spiffe's event loops do not block; a client that does must poll before it reads"}},
-	{ID: "control-guarded", Name: "No attack, integrity demanded", Attacker: "nobody", Does: "the victim asks, against an entry that demands `integrity:unmodified`", Wants: guarded, Control: true,
-		Price: map[string]string{"T2": "this tier sees every write to memory, but not every tracer, so it never says `integrity:unmodified`; an entry that demands it is for T1. The rows of memory below hold here because nobody gets the identity; what the tier saw is in the evidence"}},
+	{ID: "control-guarded", Name: "No attack, more demanded", Attacker: "nobody", Does: "the victim asks, against an entry that demands `integrity:memory-unwritten` and `exec:binary`", Wants: guarded, Control: true},
 	{ID: "other-program", Name: "Another program", Attacker: user, Does: "asks as what he is"},
 	{ID: "other-parent", Name: "Another parent", Attacker: user, Does: "starts the true victim from a shell"},
 
@@ -88,18 +85,19 @@ var Attacks = []Attack{
 	{ID: "memfd-writer", Name: "memfd with a writer left open", Attacker: user, Does: "copies the victim into a memfd, keeps it open for writing, executes it"},
 	{ID: "memfd-sealed", Name: "Sealed memfd", Attacker: user, Does: "the same, sealed against writing"},
 	{ID: "script-path", Name: "Script in the victim's place", Attacker: "owner of the file", Does: "a script at the victim's path with his interpreter"},
-	{ID: "script-interpreter", Name: "Script that names the victim", Attacker: user, Does: "a script of his own whose `#!` is the victim's program", Open: both(noDirect)},
+	{ID: "script-interpreter", Name: "Script that names the victim", Attacker: user, Does: "a script of his own whose `#!` is the victim's program, against an entry that demands `exec:binary`", Wants: guarded},
 
 	// What is in the process.
 	{ID: "ld-preload", Name: "LD_PRELOAD", Attacker: "who starts the victim", Does: "loads his library into a dynamic victim", Wants: "/dynamic", Open: map[string]string{"T1": noCode}, Limit: map[string]string{"T2": noMaps}},
 	{ID: "ld-audit", Name: "LD_AUDIT", Attacker: "who starts the victim", Does: "loads his library as an auditor of a dynamic victim", Wants: "/dynamic", Open: map[string]string{"T1": noCode}, Limit: map[string]string{"T2": noMaps}},
-	{ID: "ptrace", Name: "ptrace", Attacker: root, Does: "attaches, overwrites code by POKETEXT, detaches; then the victim asks, against an entry that demands `integrity:unmodified`", Wants: guarded},
-	{ID: "proc-mem", Name: "/proc/PID/mem", Attacker: root, Does: "overwrites code of the victim; then the victim asks, against an entry that demands `integrity:unmodified`", Wants: guarded},
-	{ID: "process-vm-writev", Name: "process_vm_writev", Attacker: root, Does: "overwrites data of the victim; then the victim asks, against an entry that demands `integrity:unmodified`", Wants: guarded},
+	{ID: "ptrace", Name: "ptrace", Attacker: root, Does: "attaches, overwrites code by POKETEXT, detaches; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
+	{ID: "proc-mem", Name: "/proc/PID/mem", Attacker: root, Does: "overwrites code of the victim; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
+	{ID: "process-vm-writev", Name: "process_vm_writev", Attacker: root, Does: "overwrites data of the victim; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
 
 	// Where and as whom it runs.
 	{ID: "user-namespace", Name: "User namespace with a fake uid 0", Attacker: "nobody (65534)", Does: "is root in a namespace of his own, against an entry that demands `unix:uid:0`", Wants: "/root-only"},
-	{ID: "setuid", Name: "Set-uid helper", Attacker: "nobody (65534)", Does: "starts the registered program, which is set-uid root", Wants: "/root-only", Open: both(noSetID)},
+	{ID: "control-root", Name: "No attack, the true root", Attacker: "nobody", Does: "the registered program asks, started by root, against the entry of its neighbours here", Wants: "/root-only", Control: true},
+	{ID: "setuid", Name: "Set-uid helper", Attacker: "nobody (65534)", Does: "starts the registered program, which is set-uid root, against an entry that demands `unix:uid:0` and `exec:no-set-id`", Wants: "/root-only"},
 	{ID: "cgroup-move-in", Name: "Moved into the victim's cgroup after connect", Attacker: root, Does: "connects elsewhere, moves, asks, against an entry that demands `cgroup:path:`", Wants: "/in-cgroup"},
 	{ID: "cgroup-escape", Name: "Cgroup escape after connect", Attacker: root, Does: "connects in the victim's cgroup, leaves it, asks", Wants: "/in-cgroup"},
 	{ID: "cgroup-enter", Name: "Cgroup entered before connect", Attacker: root, Does: "moves the registered program into the victim's cgroup, connects, asks", Wants: "/in-cgroup",

@@ -23,7 +23,7 @@ import (
 type registration struct {
 	id, digest, parent, path, cgroup string
 	root                             bool
-	unmodified                       bool // which the old attestor has no means to ask for
+	more                             []string // selectors that the old attestor has nothing for, or checks as root
 }
 
 // peerCred is an attestor of the old kind: SO_PEERCRED tells the PID, /proc the rest, when the

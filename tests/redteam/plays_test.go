@@ -62,7 +62,7 @@ var plays = map[string]func(*scene) verdict{
 	"memfd-writer":       attackerIn("memfd"),
 	"memfd-sealed":       attackerIn("memfd", "REDTEAM_SEAL=1"),
 	"script-path":        func(s *scene) verdict { return script(s, s.self) },
-	"script-interpreter": func(s *scene) verdict { return script(s, s.victim) },
+	"script-interpreter": func(s *scene) verdict { return script(s, s.guarded) },
 
 	"ld-preload":        func(s *scene) verdict { return inject(s, "LD_PRELOAD", "preload.so") },
 	"ld-audit":          func(s *scene) verdict { return inject(s, "LD_AUDIT", "audit.so") },
@@ -71,6 +71,7 @@ var plays = map[string]func(*scene) verdict{
 	"process-vm-writev": tamper("vm-writev"),
 
 	"user-namespace": userNamespace,
+	"control-root":   func(s *scene) verdict { return s.start(s.rootOnly, "fetch").verdict() },
 	"setuid":         setuid,
 	"cgroup-move-in": func(s *scene) verdict { return moveCgroup(s, "/", s.cgroup) },
 	"cgroup-escape":  func(s *scene) verdict { return moveCgroup(s, s.cgroup, "/") },
