@@ -123,37 +123,27 @@ func (c *Caller) Check() error {
 		if r != nil {
 			return r
 		}
-		if err := c.still(); err != nil {
-			return err
-		}
-		return c.untouched()
+		return c.still()
 	}
 }
 
-// untouched compares what was done to the process with what had been when it connected.
-func (c *Caller) untouched() error {
+// still judges the process's own record: the same image, and nothing was done to it since it
+// connected.
+func (c *Caller) still() error {
 	now, err := c.Now()
-	if err != nil {
-		return refuse(Gone, "%v", err)
+	switch {
+	case errors.Is(err, bpf.ErrNoRecord):
+		return refuse(Gone, "process %d has exited", c.Key().TGID)
+	case err != nil:
+		return refuse(Closed, "%v", err)
+	case now.Process != c.Key(): // it is pinned, so this is no other process
+		return refuse(Executed, "process %d has executed another program", c.Key().TGID)
 	}
 	before, after := c.binding.Task.Integrity, now.Integrity
 	if fresh := after.Seen &^ before.Seen; fresh != 0 {
 		return refuse(Tampered, "process %d did %v to process %d", after.ByTGID, fresh, c.Key().TGID)
 	}
 	return nil
-}
-
-func (c *Caller) still() error {
-	err := c.process.Still()
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, process.ErrGone):
-		return refuse(Gone, "%v", err)
-	case errors.Is(err, process.ErrReplaced): // it is pinned, so this is no other process
-		return refuse(Executed, "%v", err)
-	}
-	return refuse(Closed, "%v", err)
 }
 
 // judge reads a binding as the answer to "is key the sole holder of the other end?"; passing
