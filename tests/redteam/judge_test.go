@@ -81,3 +81,17 @@ func TestUpdate(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseResult(f *testing.F) {
+	f.Add("REDTEAM 6.1 | T1 | fork | refused | delivered | why")
+	f.Add("x REDTEAM  |  |  |  |  | ")
+	f.Fuzz(func(t *testing.T, line string) {
+		r, ok := ParseResult(line)
+		if !ok {
+			return
+		}
+		if again, ok := ParseResult(r.String()); !ok || again != r {
+			t.Errorf("%q is read as %+v, and then as %+v", line, r, again)
+		}
+	})
+}
