@@ -63,10 +63,13 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 		record_lost();
 		return 0;
 	}
-	__u64 old = r->exec_id;
+	__u32 flags = OBSERVED;
+	if (bprm->interp != bprm->filename)
+		flags |= SCRIPT;
+	__u64 old = r->exec_id, id = __sync_fetch_and_add(&s->next_exec_id, 1);
+	note_facts(t, bprm, id, flags);
 	*(volatile __u64 *)&r->exec_id = 0; /* readers see no image while it changes */
 	barrier();
-	__u32 flags = OBSERVED;
 	if (old) {
 		push_ancestor(r);
 		r->ancestors[0].exec_id = old;
@@ -77,8 +80,6 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	read_executable(&r->exe, bprm->file->f_inode);
 	if (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec))
 		flags |= SECURE_EXEC;
-	if (bprm->interp != bprm->filename)
-		flags |= SCRIPT;
 	r->flags = flags | file_flags(&r->exe);
 	r->tgid = t->tgid;
 	r->start = t->start_boottime;
@@ -89,8 +90,6 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	r->gid = t->cred->egid.val;
 	__u32 bound = r->bound;
 	r->bound = 0;
-	__u64 id = __sync_fetch_and_add(&s->next_exec_id, 1);
-	note_facts(t, bprm, id, flags);
 	barrier();
 	*(volatile __u64 *)&r->exec_id = id;
 	if (t->ptrace)

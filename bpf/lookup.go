@@ -5,6 +5,7 @@ package bpf
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -121,8 +122,8 @@ func (s *Sensor) Exec(execID uint64) (ExecInfo, error) {
 	return decodeExec(raw)
 }
 
-// taskBytes reads until two readings in a row are equal: an execve that is at work changes
-// exec_id to zero before anything else, so equal readings are of one image.
+// taskBytes reads until two readings in a row are equal and whole: an execve that is at work
+// changes exec_id to zero before anything else, so equal readings are of one image.
 func (s *Sensor) taskBytes(pidfd int) ([]byte, error) {
 	var last []byte
 	for range 100 {
@@ -133,8 +134,12 @@ func (s *Sensor) taskBytes(pidfd int) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("looking up the task: %w", err)
 		}
-		if bytes.Equal(raw, last) {
+		atWork := len(raw) == taskSize && binary.NativeEndian.Uint64(raw) == 0
+		if !atWork && bytes.Equal(raw, last) {
 			return raw, nil
+		}
+		if atWork {
+			time.Sleep(50 * time.Microsecond)
 		}
 		last = raw
 	}
