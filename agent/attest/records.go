@@ -30,9 +30,13 @@ func execution(t *bpf.Task) selectors.Exec {
 	}
 }
 
+// mayWrite are the kinds of access after which memory can be written and T1 does not see it: its
+// hook runs when access is granted, at PTRACE_ATTACH and at open(2) of /proc/PID/mem.
+const mayWrite = bpf.PtraceAttached | bpf.MemoryOpened | bpf.Accessed
+
 func integrity(i bpf.Integrity) selectors.Integrity {
 	return selectors.Integrity{
-		SeesAll: i.Known, SeesWrites: i.Sees.Has(bpf.MemoryWritten), SeesTracing: i.Sees.Has(bpf.PtraceAttached),
+		SeesAll: i.Known, SeesWrites: i.Sees.Has(bpf.MemoryWritten) && i.Seen&mayWrite == 0, SeesTracing: i.Sees.Has(bpf.PtraceAttached),
 		Traced: i.Seen.Has(bpf.PtraceAttached), MemoryWritten: i.Seen.Has(bpf.MemoryWritten),
 		MemoryRead:      i.Seen&(bpf.MemoryRead|bpf.MemoryOpened|bpf.Accessed) != 0,
 		DescriptorTaken: i.Seen.Has(bpf.DescriptorTaken),

@@ -124,7 +124,7 @@ func pack(t *testing.T, root, dir string) map[string]string {
 		files["assay/"+name] = bin + name
 	}
 	// The red team's dynamic victim, what it is linked to, and the libraries of its attackers.
-	for _, path := range []string{redteam.Dynamic, "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"} {
+	for _, path := range []string{redteam.Dynamic, "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"} {
 		files[path[1:]] = path
 	}
 	if err := redteam.BuildLibraries(t.Context(), filepath.Join(root, "tests/redteam/testdata/inject.c"), dir); err != nil {

@@ -265,7 +265,7 @@ func tamper(role string) func(*scene) verdict {
 // flagged demands that the agent tells of tampering with a process, whatever it got.
 func (s *scene) flagged(pid int) {
 	out, err := exec.Command(filepath.Join(s.bin, "assay"), "--agent-socket", s.AgentSocket, "explain", "--pid", strconv.Itoa(pid)).CombinedOutput()
-	flags := regexp.MustCompile(`integrity:(traced|memory-written)`).FindAllString(string(out), -1)
+	flags := regexp.MustCompile(`integrity:(traced|memory-written|memory-read)`).FindAllString(string(out), -1)
 	if err != nil || len(flags) == 0 {
 		s.t.Errorf("the process is not flagged: %v, %s", err, out)
 	}

@@ -95,7 +95,7 @@ func wanted() []byte { return []byte(os.Getenv("REDTEAM_ID")) }
 // patience is how long an actor waits for an answer; an emulated guest is slow.
 func patience() time.Duration {
 	if os.Getenv("ASSAY_GUEST") == "1" {
-		return 30 * time.Second
+		return 15 * time.Second
 	}
 	return 5 * time.Second
 }
