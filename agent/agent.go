@@ -61,7 +61,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	a.sensor, err = bpf.Load(bpf.Config{PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, Logger: a.log})
+	a.sensor, err = bpf.Load(bpf.Config{PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, KernelDigests: a.conf.KernelDigests, Protect: a.conf.Protect, Logger: a.log})
 	if err != nil {
 		return err
 	}

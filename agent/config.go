@@ -38,6 +38,12 @@ type Config struct {
 	PinDir string `hcl:"pin_dir,optional"`
 	// MinimumTier of evidence, "t1" or "t2" (default "t2"). The agent does not start below it.
 	MinimumTier string `hcl:"minimum_tier,optional"`
+	// KernelDigests has the kernel hash every program that is executed (IMA, T1): the digest is
+	// then the kernel's own, and each execve of a new file costs the reading of it.
+	KernelDigests bool `hcl:"kernel_digests,optional"`
+	// Protect has the kernel refuse others, root included, to debug or kill the agent or to remove
+	// its sensor (T1). SIGTERM still ends it: systemctl stop works.
+	Protect bool `hcl:"protect,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 

@@ -19,7 +19,7 @@ const module = "github.com/assay-id/assay/"
 var layers = [][]string{
 	{"selectors", "tpm", "tpm/eventlog", "proto/evidence", "proto/node", "proto/agentadmin"},
 	{"bpf", "agent/process", "tpm/device", "tpm/verify", "tpm/swtpm", "server/store"},
-	{"agent/caller", "agent/digest", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
 	{"agent/attest", "agent/workloadapi", "server/api"},
 	{"agent", "server"},
 }

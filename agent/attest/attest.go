@@ -12,6 +12,7 @@ import (
 	"log/slog"
 
 	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/code"
 	"github.com/assay-id/assay/agent/digest"
 	"github.com/assay-id/assay/agent/lineage"
 	"github.com/assay-id/assay/agent/process"
@@ -23,7 +24,9 @@ import (
 type Sensor interface {
 	process.Tasks
 	Task(pidfd int) (bpf.Task, error)
+	code.Files
 	Exec(execID uint64) (bpf.ExecInfo, error)
+	Code(pidfd int) (bpf.Code, error)
 	Now(key selectors.ProcessKey) (bpf.Now, error)
 	CgroupPath(id uint64) (string, error)
 	Tier() selectors.Tier
@@ -33,6 +36,7 @@ type Sensor interface {
 type Attestor struct {
 	sensor  Sensor
 	hasher  *digest.Hasher
+	code    *code.Reader
 	log     *slog.Logger
 	users   names
 	groups  names
@@ -49,7 +53,7 @@ func New(sensor Sensor, log *slog.Logger) *Attestor {
 	if err != nil {
 		log.Warn("digests take more time than they need", "because", err)
 	}
-	return &Attestor{sensor: sensor, hasher: hasher, log: log,
+	return &Attestor{sensor: sensor, hasher: hasher, code: code.New(sensor), log: log,
 		users: names{path: "/etc/passwd"}, groups: names{path: "/etc/group"}, cgroups: cgroupPaths{find: sensor.CgroupPath}}
 }
 
@@ -155,6 +159,9 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 	if err := a.kernelDigests(f); err != nil {
 		return nil, err
 	}
+	if f.Code, err = a.mapped(s.process, task); err != nil {
+		return nil, err
+	}
 	if f.Cgroup.Path, err = a.cgroups.path(s.cgroup); err != nil {
 		a.log.Info("a caller's cgroup has no path", "pid", pid, "cgroup", s.cgroup, "reason", err)
 	}
@@ -193,6 +200,19 @@ func (a *Attestor) kernelDigests(f *selectors.Facts) error {
 		}
 	}
 	return nil
+}
+
+// mapped returns what the process executes besides its program.
+func (a *Attestor) mapped(p *process.Process, task *bpf.Task) (selectors.Code, error) {
+	var list bpf.Code
+	err := p.Ask(func(pidfd int) (err error) {
+		list, err = a.sensor.Code(pidfd)
+		return err
+	})
+	if err != nil {
+		return selectors.Code{}, err
+	}
+	return a.code.Read(p, list, task.Executable)
 }
 
 // task returns the kernel's record of a pinned process as it is now.

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package code
+
+import (
+	"crypto/sha256"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/selectors"
+)
+
+// kernel knows files by inode; a write is a higher generation.
+type kernel map[uint64]uint64
+
+func (k kernel) FileState(fd int) (token, wgen uint64, err error) {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(fd, &st); err != nil {
+		return 0, 0, err
+	}
+	wgen, ok := k[st.Ino]
+	if !ok {
+		return 0, 0, errors.New("no record")
+	}
+	return st.Ino, wgen, nil
+}
+
+type process []string
+
+func (p process) OpenMapped() (files []*os.File, err error) {
+	for _, path := range p {
+		f, err := os.Open(path)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func library(t *testing.T, content string) (path string, inode uint64) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "lib.so")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return path, st.Ino
+}
+
+func mapped(inodes ...uint64) bpf.Code {
+	c := bpf.Code{Known: true}
+	for _, i := range inodes {
+		c.Files = append(c.Files, bpf.MappedFile{Inode: i, Token: i, WGen: 1})
+	}
+	return c
+}
+
+func TestDigestOfASet(t *testing.T) {
+	a, ia := library(t, "a")
+	b, ib := library(t, "b")
+	k := kernel{ia: 1, ib: 1}
+	r := New(k)
+	program := bpf.File{Inode: 77}
+	got, err := r.Read(process{a, b}, mapped(ia, 77, ib), program)
+	if err != nil || !got.Known || got.Files != 2 || got.Anonymous {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	da, db := sha256.Sum256([]byte("a")), sha256.Sum256([]byte("b"))
+	pair := append(da[:], db[:]...)
+	if string(db[:]) < string(da[:]) {
+		pair = append(db[:], da[:]...)
+	}
+	if got.Libraries != sha256.Sum256(pair) {
+		t.Error("not the digest over the sorted digests")
+	}
+	if other, err := r.Read(process{b, a}, mapped(ib, ia), program); err != nil || other != got {
+		t.Errorf("the order matters: %+v, %v", other, err)
+	}
+	alone, err := r.Read(process{}, mapped(77), program)
+	if err != nil || !alone.Known || alone.Files != 0 || alone.Libraries != sha256.Sum256(nil) {
+		t.Errorf("a static program: %+v, %v", alone, err)
+	}
+}
+
+func TestUnknownRatherThanWrong(t *testing.T) {
+	a, ia := library(t, "a")
+	for name, c := range map[string]struct {
+		k    kernel
+		code bpf.Code
+		p    process
+	}{
+		"not seen":             {kernel{ia: 1}, bpf.Code{}, process{a}},
+		"too many":             {kernel{ia: 1}, bpf.Code{Known: true, Overflow: true}, process{a}},
+		"written since":        {kernel{ia: 2}, mapped(ia), process{a}},
+		"unmapped since":       {kernel{ia: 1}, mapped(ia), process{}},
+		"without a record":     {kernel{}, mapped(ia), process{a}},
+		"writers at mapping":   {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia, Token: ia, WGen: 1, Writers: true}}}, process{a}},
+		"without a generation": {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia}}}, process{a}},
+	} {
+		if got, err := New(c.k).Read(c.p, c.code, bpf.File{}); err != nil || got.Known || got.Libraries != (selectors.Digest{}) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
+func TestContentIsReadOncePerGeneration(t *testing.T) {
+	a, ia := library(t, "a")
+	k := kernel{ia: 1}
+	r := New(k)
+	first, err := r.Read(process{a}, mapped(ia), bpf.File{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(a, []byte("b"), 0o600); err != nil { // behind the kernel's back
+		t.Fatal(err)
+	}
+	if again, _ := r.Read(process{a}, mapped(ia), bpf.File{}); again != first {
+		t.Error("read again")
+	}
+	k[ia] = 2
+	code := mapped(ia)
+	code.Files[0].WGen = 2
+	if written, _ := r.Read(process{a}, code, bpf.File{}); !written.Known || written.Libraries == first.Libraries {
+		t.Errorf("after a write: %+v", written)
+	}
+}
