@@ -26,7 +26,7 @@ redteam() {
 }
 guest() {
 	echo "== scenarios and red team, in guests"
-	go test -count=1 -timeout 25m -v ./tests/guest
+	go test -count=1 -timeout 55m -v ./tests/guest
 }
 case $what in
 all) ./tests/lint.sh; unit; scenarios; redteam; guest ;;

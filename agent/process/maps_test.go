@@ -42,7 +42,6 @@ func FuzzParseMaps(f *testing.F) {
 func TestOpenMapped(t *testing.T) {
 	c := start(t, copyOf(t))
 	defer c.stop()
-	c.ready()
 	p := pin(t, c.Cmd.Process.Pid)
 	files, err := p.OpenMapped()
 	if err != nil || len(files) == 0 {

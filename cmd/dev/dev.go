@@ -232,13 +232,13 @@ func (e *Env) StartAgent(ctx context.Context) error {
 func (e *Env) ServerConfig() string {
 	_, port, _ := net.SplitHostPort(e.ServerAddress)
 	return fmt.Sprintf("trust_domain = %q\nbind_address = \"127.0.0.1\"\nbind_port = %s\nsocket_path = %q\ndata_dir = %q\nlog_level = \"debug\"\ntpm {\n  ek_ca_path = %q\n}\njoin_token {}\n%s\n",
-		e.TrustDomain, port, e.ServerSocket, e.path("server/data"), e.opts.EKCA, e.opts.Server)
+		e.TrustDomain, port, e.ServerSocket, e.path("data/server"), e.opts.EKCA, e.opts.Server)
 }
 
 // AgentConfig is the text of the agent's configuration file.
 func (e *Env) AgentConfig() string {
 	conf := fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = %q\ndata_dir = %q\nsocket_path = %q\nadmin_socket_path = %q\npin_dir = %q\n",
-		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("agent/data"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
+		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("data/agent"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
 	if !strings.Contains(e.opts.Agent, "join_token") {
 		conf += fmt.Sprintf("tpm {\n  device = %q\n}\n", e.opts.TPM)
 	}

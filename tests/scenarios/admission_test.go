@@ -80,7 +80,7 @@ func TestJoinToken(t *testing.T) {
 	if want := "spiffe://example.org/spire/agent/join_token/" + token.Value; m.NodeID != want {
 		t.Errorf("the node is %s, want %s", m.NodeID, want)
 	}
-	state := filepath.Join(m.Dir, "agent/data/agent.json")
+	state := filepath.Join(m.Dir, "data/agent/agent.json")
 	if st, err := os.Stat(state); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the node's identity on disk: %v, %v", st, err)
 	}

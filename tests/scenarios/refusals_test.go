@@ -140,7 +140,7 @@ func TestServerRefuses(t *testing.T) {
 		{"port in use", func(c string, _ place) string { return set(c, "bind_port", port) },
 			[]string{"bind_address, bind_port: ", port, "address already in use", "stop the other program or set another bind_port"}},
 		{"data_dir in use", func(c string, _ place) string {
-			return set(c, "data_dir", fmt.Sprintf("%q", filepath.Join(shared.Dir, "server/data")))
+			return set(c, "data_dir", fmt.Sprintf("%q", filepath.Join(shared.Dir, "data/server")))
 		}, []string{"is in use by another assay-server: stop it or choose another data_dir"}},
 		{"no CA", func(c string, _ place) string { return set(c, "ek_ca_path", `"/nonexistent"`) }, []string{"block tpm: ek_ca_path: ", "/nonexistent"}},
 		{"no TPM would do", func(c string, _ place) string { return set(c, "ek_ca_path", "") }, []string{"block tpm: no TPM would be admitted: set ek_ca_path"}},
