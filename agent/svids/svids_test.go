@@ -199,7 +199,7 @@ func TestRenewsForListenersAndDropsWithoutThem(t *testing.T) {
 			t.Error("not renewed")
 		}
 		sub.Close()
-		time.Sleep(time.Hour)
+		time.Sleep(2 * time.Hour)
 		if st := m.State(); st.SVIDs != 0 || st.Subscriptions != 0 {
 			t.Errorf("kept without listeners: %+v", st)
 		}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,7 +83,6 @@ func newArena(t *testing.T) *arena {
 			t.Logf("--- logs\n%s", a.logs.since(0))
 		}
 	})
-	check(os.Chmod(filepath.Dir(a.AgentSocket), 0o755)) // for callers of other users
 	var uts unix.Utsname
 	check(unix.Uname(&uts))
 	a.kernel = strings.Join(strings.SplitN(unix.ByteSliceToString(uts.Release[:]), ".", 3)[:2], ".")
@@ -94,13 +94,33 @@ func newArena(t *testing.T) *arena {
 		{id: trustDomain + "/in-cgroup", digest: digestOf(a.inCgroup), cgroup: a.cgroup},
 		{id: trustDomain + "/by-path", path: a.named},
 		{id: trustDomain + "/guarded", digest: digestOf(a.guarded), parent: digestOf(a.self), more: []string{"integrity:memory-unwritten", "exec:binary"}},
-		{id: trustDomain + "/dynamic", digest: digestOf(a.dynamic), parent: digestOf(a.self)},
+		{id: trustDomain + "/dynamic", digest: digestOf(a.dynamic), parent: digestOf(a.self), more: a.libraries(t)},
 	}
 	for _, e := range entries {
 		a.register(t, e)
 	}
 	a.old = startPeerCred(t, a.dir, entries)
 	return a
+}
+
+// libraries returns the selector of what the dynamic victim loads when nobody meddles, as an
+// operator would learn it; none at a tier that does not see that.
+func (a *arena) libraries(t *testing.T) []string {
+	if a.tier != "T1" {
+		return nil
+	}
+	clean := exec.Command(a.dynamic, "60")
+	check(clean.Start())
+	defer func() { _ = clean.Process.Kill(); _ = clean.Wait() }()
+	for range 100 {
+		out, err := exec.Command(filepath.Join(a.bin, "assay"), "--agent-socket", a.AgentSocket, "explain", "--pid", strconv.Itoa(clean.Process.Pid)).Output()
+		if sum := regexp.MustCompile(`code:libraries:sha256:[0-9a-f]{64}`).FindString(string(out)); err == nil && strings.Contains(string(out), "code:libraries:count:2") {
+			return []string{sum} // the C library and the dynamic linker
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatal("the agent does not tell which libraries a program loads")
+	return nil
 }
 
 // programs makes the copies. Bytes after an ELF image change its digest and nothing else.

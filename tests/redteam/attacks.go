@@ -30,7 +30,6 @@ const (
 )
 
 const (
-	noCode  = "mapped code is not judged yet (`code:`)"
 	noMaps  = "this tier does not see which files a program maps; who starts a program decides what is loaded into it, so demand a trusted parent"
 	guarded = "/guarded" // demands integrity:memory-unwritten and exec:binary, too
 )
@@ -88,8 +87,8 @@ var Attacks = []Attack{
 	{ID: "script-interpreter", Name: "Script that names the victim", Attacker: user, Does: "a script of his own whose `#!` is the victim's program, against an entry that demands `exec:binary`", Wants: guarded},
 
 	// What is in the process.
-	{ID: "ld-preload", Name: "LD_PRELOAD", Attacker: "who starts the victim", Does: "loads his library into a dynamic victim", Wants: "/dynamic", Open: map[string]string{"T1": noCode}, Limit: map[string]string{"T2": noMaps}},
-	{ID: "ld-audit", Name: "LD_AUDIT", Attacker: "who starts the victim", Does: "loads his library as an auditor of a dynamic victim", Wants: "/dynamic", Open: map[string]string{"T1": noCode}, Limit: map[string]string{"T2": noMaps}},
+	{ID: "ld-preload", Name: "LD_PRELOAD", Attacker: "who starts the victim", Does: "loads his library into a dynamic victim, against an entry that demands its `code:libraries:` at T1", Wants: "/dynamic", Limit: map[string]string{"T2": noMaps}},
+	{ID: "ld-audit", Name: "LD_AUDIT", Attacker: "who starts the victim", Does: "loads his library as an auditor of a dynamic victim, against an entry that demands its `code:libraries:` at T1", Wants: "/dynamic", Limit: map[string]string{"T2": noMaps}},
 	{ID: "ptrace", Name: "ptrace", Attacker: root, Does: "attaches, overwrites code by POKETEXT, detaches; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
 	{ID: "proc-mem", Name: "/proc/PID/mem", Attacker: root, Does: "overwrites code of the victim; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
 	{ID: "process-vm-writev", Name: "process_vm_writev", Attacker: root, Does: "overwrites data of the victim; then the victim asks, against an entry that demands `integrity:memory-unwritten`", Wants: guarded},
