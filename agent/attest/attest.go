@@ -76,7 +76,8 @@ func (w *Workload) Selectors() selectors.Set { return w.set }
 // Check returns a *caller.Refusal once the caller is no longer who was attested, alone on its connection.
 func (w *Workload) Check() error { return w.caller.Check() }
 
-// Changed yields when something happened to the caller that Check should look at.
+// Changed returns a channel that is closed when something happens to the caller that Check
+// should look at.
 func (w *Workload) Changed() <-chan struct{} { return w.caller.Changed() }
 
 // Done is closed when the caller has exited or its connection has ended.

@@ -41,7 +41,7 @@ type Caller struct {
 	binding bpf.Binding // as it was at accept
 	process *process.Process
 	conn    *Conn
-	changed chan struct{}
+	changed atomic.Pointer[chan struct{}]
 
 	mu     sync.Mutex // questions about one socket must not overlap
 	traced atomic.Bool
@@ -86,15 +86,22 @@ func (c *Caller) Traced() bool { return c.traced.Load() }
 // Done returns a channel that is closed when the process has exited or the connection is closed.
 func (c *Caller) Done() <-chan struct{} { return c.process.Done() }
 
-// Changed yields when the kernel reports that something happened to the process which may
-// end its being served: call Check. It is fed by Listener.Notify.
-func (c *Caller) Changed() <-chan struct{} { return c.changed }
+// Changed returns a channel that is closed at the next report of the kernel that something
+// happened to the process which may end its being served: call Check then. Take it before the
+// Check that it is to follow. It is fed by Listener.Notify.
+func (c *Caller) Changed() <-chan struct{} { return *c.changed.Load() }
+
+// change closes the channel for everybody who waits, and puts a new one in its place.
+func (c *Caller) change() {
+	next := make(chan struct{})
+	close(*c.changed.Swap(&next))
+}
 
 // A child between fork and execve holds its parent's sockets, and a system call at work holds
 // a reference, too. Both pass within microseconds, but on a busy machine such a child can wait
-// for a CPU for milliseconds: ten questions, 25 ms at most, 50 µs after the first.
+// for a CPU for tens of milliseconds: twelve questions, 100 ms at most, 50 µs after the first.
 const (
-	tries    = 10
+	tries    = 12
 	interval = 50 * time.Microsecond // doubled after each
 )
 

@@ -45,14 +45,11 @@ func (cs *callers) remove(c *Caller) {
 	}
 }
 
-// notify never waits: one unread word is enough.
+// notify tells every connection of the process.
 func (cs *callers) notify(k selectors.ProcessKey) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for c := range cs.byProc[processOf(k)] {
-		select {
-		case c.changed <- struct{}{}:
-		default:
-		}
+		c.change()
 	}
 }

@@ -114,8 +114,9 @@ func testChanged(t *testing.T, a *agent) {
 		var took []time.Duration
 		for range 5 {
 			p, conn, caller := a.client(t)
+			changed := caller.Changed()
 			select {
-			case <-caller.Changed():
+			case <-changed:
 				t.Errorf("%s: a change before it happened", c.name)
 			default:
 			}
@@ -124,7 +125,8 @@ func testChanged(t *testing.T, a *agent) {
 			deadline := time.After(10 * time.Second)
 			for err := error(nil); err == nil; err = caller.Check() {
 				select {
-				case <-caller.Changed():
+				case <-changed:
+					changed = caller.Changed()
 				case <-deadline:
 					t.Fatalf("%s: the agent was not told", c.name)
 				}

@@ -64,7 +64,9 @@ func (c *Conn) bind() *Refusal {
 	case err != nil:
 		return refuse(NoBinding, "%v", err)
 	}
-	c.caller = &Caller{binding: binding, process: p, conn: c, changed: make(chan struct{}, 1)}
+	c.caller = &Caller{binding: binding, process: p, conn: c}
+	waiting := make(chan struct{})
+	c.caller.changed.Store(&waiting)
 	return nil
 }
 

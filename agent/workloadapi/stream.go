@@ -36,6 +36,7 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 	defer sub.Close()
 	var last P
 	for {
+		changed := w.Changed() // before the check that it follows
 		next, delivered, err := answer(ctx, w)
 		if err != nil {
 			return err
@@ -55,7 +56,7 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 			return status.FromContextError(ctx.Err()).Err()
 		case <-w.Done():
 			return status.Error(codes.PermissionDenied, "the caller has exited")
-		case <-w.Changed():
+		case <-changed:
 			if err := w.Check(); err != nil {
 				return s.refuse(ctx, err)
 			}

@@ -36,7 +36,8 @@ type Workload interface {
 	// Check returns an error once the caller is no longer the process that was attested,
 	// alone on its connection.
 	Check() error
-	// Changed yields when something happened to the caller: Check tells whether it still counts.
+	// Changed returns a channel that is closed when something happens to the caller from now on:
+	// Check tells whether it still counts.
 	Changed() <-chan struct{}
 	// Done is closed when the caller has exited.
 	Done() <-chan struct{}

@@ -128,7 +128,7 @@ func serve(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{signer: &signer{key: key}, caller: &caller{done: make(chan struct{}), changed: make(chan struct{}, 1), set: selectors.NewSet(
+	f := &fixture{signer: &signer{key: key}, caller: &caller{done: make(chan struct{}), changed: make(chan struct{}), set: selectors.NewSet(
 		selectors.Selector{Type: "unix", Value: "uid:1"}, selectors.Selector{Type: "unix", Value: "gid:1"})}}
 	log := slog.New(slog.NewTextHandler(f, nil))
 	f.manager = svids.New(f.signer, log, time.Now)
@@ -396,7 +396,7 @@ func TestStreamEnds(t *testing.T) {
 		"narrowed": {func(f *fixture) { f.manager.Entries(false, []*selectors.Entry{entry("a", 1, "uid:2")}, nil, 2) }, codes.PermissionDenied, "no identity issued"},
 		"told": {func(f *fixture) {
 			f.caller.becomes(errors.New("it executed another program"))
-			f.caller.changed <- struct{}{}
+			close(f.caller.changed)
 		}, codes.PermissionDenied, "it executed another program"},
 		"exited": {func(f *fixture) { close(f.caller.done) }, codes.PermissionDenied, "the caller has exited"},
 	} {
