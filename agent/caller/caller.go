@@ -138,11 +138,12 @@ func (c *Caller) Check() error {
 // connected.
 func (c *Caller) still() error {
 	now, err := c.Now()
+	exited, errExited := c.process.Exited() // after the look-up: a reaped process has no record
 	switch {
-	case errors.Is(err, bpf.ErrNoRecord):
+	case errors.Is(err, bpf.ErrNoRecord), exited:
 		return refuse(Gone, "process %d has exited", c.Key().TGID)
-	case err != nil:
-		return refuse(Closed, "%v", err)
+	case errors.Join(err, errExited) != nil:
+		return refuse(Closed, "%v", errors.Join(err, errExited))
 	case now.Process != c.Key(): // it is pinned, so this is no other process
 		return refuse(Executed, "process %d has executed another program", c.Key().TGID)
 	}

@@ -124,6 +124,12 @@ func (p *Process) now() (key selectors.ProcessKey, err error) {
 	return key, nil
 }
 
+// Exited reports whether the process is dead, reaped or not.
+func (p *Process) Exited() (exited bool, err error) {
+	err = p.control(func(fd int) { exited = hasExited(fd) })
+	return exited, err
+}
+
 // Ask calls f with the pidfd, which f must not keep.
 func (p *Process) Ask(f func(pidfd int) error) (err error) {
 	if closed := p.control(func(fd int) { err = f(fd) }); closed != nil {
