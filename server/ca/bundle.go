@@ -64,30 +64,16 @@ func (c *CA) rebuild(ctx context.Context) error {
 
 // follow keeps the bundle up to date.
 func (c *CA) follow(ctx context.Context) {
-	for ctx.Err() == nil {
+	after := func() int64 {
 		c.mu.RLock()
-		after := c.shown
-		c.mu.RUnlock()
-		for batch := range c.cfg.Store.Watch(ctx, bundlePrefix, after) {
-			if batch.Err != nil {
-				c.cfg.Logger.Warn("lost track of the trust bundle; reading it again", "error", batch.Err)
-				break
-			}
-			b, _ := c.Bundle()
-			c.show(b, batch)
-		}
-		for ctx.Err() == nil {
-			err := c.rebuild(ctx)
-			if err == nil {
-				break
-			}
-			c.cfg.Logger.Error("the trust bundle is out of date; trying again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
+		defer c.mu.RUnlock()
+		return c.shown
 	}
+	apply := func(batch store.Batch) {
+		b, _ := c.Bundle()
+		c.show(b, batch)
+	}
+	store.Follower{Prefix: bundlePrefix, What: "authorities of the trust bundle", After: after, Apply: apply, Rebuild: c.rebuild, Logger: c.cfg.Logger}.Run(ctx, c.cfg.Store)
 }
 
 // show makes the bundle with the changes the present one.

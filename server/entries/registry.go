@@ -119,26 +119,7 @@ func (r *Registry) rebuild(ctx context.Context) error {
 // follow keeps the replica up to date.
 func (r *Registry) follow(ctx context.Context) {
 	defer close(r.done)
-	for ctx.Err() == nil {
-		for batch := range r.cfg.Store.Watch(ctx, entryPrefix, r.Revision()) {
-			if batch.Err != nil {
-				r.cfg.Logger.Warn("lost track of the entries; reading them again", "error", batch.Err)
-				break
-			}
-			r.apply(batch)
-		}
-		for ctx.Err() == nil {
-			err := r.rebuild(ctx)
-			if err == nil {
-				break
-			}
-			r.cfg.Logger.Error("the replica of the entries is out of date; trying again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
-	}
+	store.Follower{Prefix: entryPrefix, What: "entries", After: r.Revision, Apply: r.apply, Rebuild: r.rebuild, Logger: r.cfg.Logger}.Run(ctx, r.cfg.Store)
 }
 
 func (r *Registry) apply(batch store.Batch) {

@@ -114,29 +114,12 @@ func (r *Registry) rebuild(ctx context.Context) error {
 // follow keeps the records up to date.
 func (r *Registry) follow(ctx context.Context) {
 	defer close(r.done)
-	for ctx.Err() == nil {
+	after := func() int64 {
 		r.mu.RLock()
-		after := r.revision
-		r.mu.RUnlock()
-		for batch := range r.cfg.Store.Watch(ctx, nodePrefix, after) {
-			if batch.Err != nil {
-				r.cfg.Logger.Warn("lost track of the nodes; reading them again", "error", batch.Err)
-				break
-			}
-			r.apply(batch)
-		}
-		for ctx.Err() == nil {
-			err := r.rebuild(ctx)
-			if err == nil || ctx.Err() != nil {
-				break
-			}
-			r.cfg.Logger.Error("the records of the nodes are out of date; trying again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
+		defer r.mu.RUnlock()
+		return r.revision
 	}
+	store.Follower{Prefix: nodePrefix, What: "nodes", After: after, Apply: r.apply, Rebuild: r.rebuild, Logger: r.cfg.Logger}.Run(ctx, r.cfg.Store)
 }
 
 func (r *Registry) apply(batch store.Batch) {
