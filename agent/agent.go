@@ -35,9 +35,8 @@ import (
 
 // Agent is one node's agent. Make one with New, run it once.
 type Agent struct {
-	conf    *prepared
-	log     *slog.Logger
-	version string
+	conf *prepared
+	log  *slog.Logger
 
 	sensor   *bpf.Sensor
 	attestor *attest.Attestor
@@ -47,13 +46,13 @@ type Agent struct {
 }
 
 // New checks the configuration. Logs go to out, one line of text each.
-func New(c Config, version string, out io.Writer) (*Agent, error) {
+func New(c Config, out io.Writer) (*Agent, error) {
 	p, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, log: log, version: version}, nil
+	return &Agent{conf: p, log: log}, nil
 }
 
 // Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
@@ -75,7 +74,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer closeTPM()
 	a.server = upstream.New(upstream.Config{
 		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
-		Attestor: attestor, DataDir: a.conf.DataDir, Version: a.version, Logger: a.log, Now: time.Now,
+		Attestor: attestor, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
 	a.svids = svids.New(a.server, a.log, time.Now)
 	a.server.SetSink(a.svids)

@@ -68,12 +68,6 @@ func (c *Caller) Now() (task bpf.Task, err error) {
 	return task, err
 }
 
-// UID is the effective user at connect, in the initial user namespace.
-func (c *Caller) UID() uint32 { return c.binding.UID }
-
-// GID is the effective group at connect, in the initial user namespace.
-func (c *Caller) GID() uint32 { return c.binding.GID }
-
 // CgroupID is the cgroup v2 id at connect.
 func (c *Caller) CgroupID() uint64 { return c.binding.CgroupID }
 

@@ -145,7 +145,7 @@ func TestCaller(t *testing.T) {
 
 func testServed(t *testing.T, a *agent) {
 	p, conn, c := a.client(t)
-	if c.Key().TGID != uint32(p.Process.Pid) || c.UID() != uint32(os.Geteuid()) || c.GID() != uint32(os.Getegid()) || c.CgroupID() == 0 {
+	if c.Key().TGID != uint32(p.Process.Pid) || c.Credentials().UID != uint32(os.Geteuid()) || c.Credentials().GID != uint32(os.Getegid()) || c.CgroupID() == 0 {
 		t.Errorf("caller %+v of process %d", c.binding, p.Process.Pid)
 	}
 	if c.Task().Process != c.Process().Key() || c.Traced() {

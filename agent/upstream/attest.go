@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -50,7 +49,7 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	}
 	result, err := c.attestStream(ctx, conn, payload, csr)
 	if err != nil {
-		return nil, admission(err)
+		return nil, admission(c.cfg.Attestor.Type(), err)
 	}
 	svid, err := parseSVID(result.GetSvid(), key)
 	if err != nil {
@@ -96,21 +95,19 @@ func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payloa
 	}
 }
 
-// Texts that SPIRE fixed for refusals, without saying what to do about them.
-const (
-	bannedText    = "failed to attest: agent is banned"
-	joinTokenText = "join token"
-)
+// bannedText is how SPIRE's servers tell an agent that it is banned: without details.
+const bannedText = "failed to attest: agent is banned"
 
-// admission tells a verdict on this node from a fault that may pass.
-func admission(err error) error {
-	switch status.Code(err) {
+// admission tells a verdict on this node, which attested by the given type, from a fault that
+// may pass.
+func admission(attestor string, err error) error {
+	switch code := status.Code(err); code {
 	case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition:
 		text := status.Convert(err).Message()
 		if text == bannedText {
 			return ErrBanned
 		}
-		if strings.Contains(text, joinTokenText) {
+		if code == codes.InvalidArgument && attestor == (JoinToken{}).Type() {
 			text += "; a token works once and for a limited time, make a new one with `assay token create`"
 		}
 		return fmt.Errorf("%w: %s", ErrNotAdmitted, text)

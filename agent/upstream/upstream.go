@@ -61,7 +61,6 @@ type Config struct {
 	Attestor  Attestor
 	// DataDir holds agent.json: the node's SVID and the bundle, between runs.
 	DataDir string
-	Version string
 	Logger  *slog.Logger
 	Now     func() time.Time
 }

@@ -133,17 +133,17 @@ func TestVerdicts(t *testing.T) {
 	if err := verdict(plain); errors.Is(err, ErrBanned) || errors.Is(err, errReattest) {
 		t.Errorf("a bare denial became %v", err)
 	}
-	if err := admission(status.Error(codes.PermissionDenied, "unknown EK")); !errors.Is(err, ErrNotAdmitted) {
+	if err := admission("tpm", status.Error(codes.PermissionDenied, "unknown EK")); !errors.Is(err, ErrNotAdmitted) {
 		t.Errorf("got %v", err)
 	}
-	if err := admission(status.Error(codes.PermissionDenied, "failed to attest: agent is banned")); !errors.Is(err, ErrBanned) {
+	if err := admission("tpm", status.Error(codes.PermissionDenied, "failed to attest: agent is banned")); !errors.Is(err, ErrBanned) {
 		t.Errorf("banned: %v", err)
 	}
-	spent := admission(status.Error(codes.InvalidArgument, "failed to attest: join token does not exist or has already been used"))
+	spent := admission("join_token", status.Error(codes.InvalidArgument, "failed to attest: join token does not exist or has already been used"))
 	if !errors.Is(spent, ErrNotAdmitted) || !strings.Contains(spent.Error(), "assay token create") {
 		t.Errorf("a spent token: %v", spent)
 	}
-	if err := admission(status.Error(codes.Unavailable, "x")); errors.Is(err, ErrNotAdmitted) {
+	if err := admission("tpm", status.Error(codes.Unavailable, "x")); errors.Is(err, ErrNotAdmitted) {
 		t.Errorf("got %v", err)
 	}
 }

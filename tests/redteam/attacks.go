@@ -103,16 +103,6 @@ var Attacks = []Attack{
 		Limit: both("who may write cgroup.procs decides who is in a cgroup; the kernel's record says where the caller was, and it was there")},
 }
 
-// Find returns the attack with an id.
-func Find(id string) (Attack, bool) {
-	for _, a := range Attacks {
-		if a.ID == id {
-			return a, true
-		}
-	}
-	return Attack{}, false
-}
-
 // Judge tells what is wrong with a result, "" if it is as expected.
 func (a Attack) Judge(r Result) string {
 	delivered, excused := r.Outcome == Delivered, a.Open[r.Tier] != "" || a.Limit[r.Tier] != "" || a.Price[r.Tier] != ""
