@@ -190,6 +190,9 @@ func TestKernelDigests(t *testing.T) {
 		check(os.WriteFile(path, append(raw, 0), 0o755))
 	}
 	t.Logf("tier %s, IMA hook on: %v", s.Tier(), on)
+	if image := os.Getenv("ASSAY_VERITY"); image != "" {
+		testVerity(t, s, image)
+	}
 	check(s.Close())
 	config.KernelDigests = false
 	s, err = Load(config)

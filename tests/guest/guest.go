@@ -40,57 +40,51 @@ var Kernels = []Kernel{
 	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16", []string{"bpf", "caller", "digest", "redteam", "demo"}},
 }
 
-// Fetch returns the kernel's file and its module overlay.ko, from cache or from Debian's archive.
-func (k Kernel) Fetch(ctx context.Context, cache string) (vmlinuz, overlay string, err error) {
+// Modules are what the suites need of a kernel beside its image.
+var Modules = []string{"fs/overlayfs/overlay.ko", "drivers/block/loop.ko"}
+
+// Fetch returns a folder with the kernel's image, "vmlinuz", and its Modules by their last
+// names, from cache or from Debian's archive.
+func (k Kernel) Fetch(ctx context.Context, cache string) (string, error) {
 	dir := filepath.Join(cache, "kernel-"+k.Name)
-	overlay = filepath.Join(dir, "overlay.ko")
-	if found, _ := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*")); len(found) == 1 {
-		if _, err := os.Stat(overlay); err == nil {
-			return found[0], overlay, nil
-		}
+	if _, err := os.Stat(filepath.Join(dir, "vmlinuz")); err == nil { // written last
+		return dir, nil
 	}
 	image, err := k.image(ctx)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	tmp, err := os.MkdirTemp(cache, "deb-")
 	if err != nil {
-		return "", "", fmt.Errorf("fetch kernel: %w", err)
+		return "", fmt.Errorf("fetch kernel: %w", err)
 	}
 	defer os.RemoveAll(tmp)
 	if err := run(ctx, tmp, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", image); err != nil {
-		return "", "", err
+		return "", err
 	}
 	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if len(debs) != 1 {
-		return "", "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
+		return "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
 	}
 	if err := run(ctx, tmp, "dpkg-deb", "-x", debs[0], "x"); err != nil {
-		return "", "", err
+		return "", err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "boot"), 0o755); err != nil {
-		return "", "", fmt.Errorf("fetch kernel: %w", err)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("fetch kernel: %w", err)
 	}
-	if err := unpackModule(ctx, filepath.Join(tmp, "x/lib/modules/*/kernel/fs/overlayfs/overlay.ko*"), overlay); err != nil {
-		return "", "", err
+	for _, m := range Modules {
+		if err := unpack(ctx, filepath.Join(tmp, "x/lib/modules/*/kernel", m+"*"), filepath.Join(dir, filepath.Base(m))); err != nil {
+			return "", err
+		}
 	}
-	found, _ := filepath.Glob(filepath.Join(tmp, "x/boot/vmlinuz-*"))
-	if len(found) != 1 {
-		return "", "", fmt.Errorf("%s holds %d kernels", image, len(found))
-	}
-	vmlinuz = filepath.Join(dir, "boot", filepath.Base(found[0]))
-	data, err := os.ReadFile(found[0])
-	if err != nil {
-		return "", "", fmt.Errorf("fetch kernel: %w", err)
-	}
-	return vmlinuz, overlay, os.WriteFile(vmlinuz, data, 0o644)
+	return dir, unpack(ctx, filepath.Join(tmp, "x/boot/vmlinuz-*"), filepath.Join(dir, "vmlinuz"))
 }
 
-// unpackModule writes the one kernel module that a pattern finds, compressed or not.
-func unpackModule(ctx context.Context, pattern, out string) error {
+// unpack writes the one file that a pattern finds, compressed or not.
+func unpack(ctx context.Context, pattern, out string) error {
 	found, _ := filepath.Glob(pattern)
 	if len(found) != 1 {
-		return fmt.Errorf("the kernel's package has %d modules %s", len(found), filepath.Base(pattern))
+		return fmt.Errorf("the kernel's package has %d files %s", len(found), filepath.Base(pattern))
 	}
 	if strings.HasSuffix(found[0], ".xz") {
 		if err := run(ctx, filepath.Dir(found[0]), "xz", "-d", found[0]); err != nil {
@@ -98,11 +92,10 @@ func unpackModule(ctx context.Context, pattern, out string) error {
 		}
 		found[0] = strings.TrimSuffix(found[0], ".xz")
 	}
-	data, err := os.ReadFile(found[0])
-	if err != nil {
+	if err := copyFile(out+".new", found[0]); err != nil {
 		return fmt.Errorf("fetch kernel: %w", err)
 	}
-	return os.WriteFile(out, data, 0o644)
+	return os.Rename(out+".new", out)
 }
 
 // image resolves a package that only depends on the real one.

@@ -36,10 +36,10 @@ mkdir -p /dev/shm; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
 mount -t securityfs sec /sys/kernel/security; mount -t tracefs tr /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup
 ifconfig lo 127.0.0.1 up
-for m in /lib/overlay-*.ko; do insmod $m 2>/dev/null; done # one is this kernel's
+for m in /lib/$(uname -r | cut -d. -f1,2)/*.ko; do insmod $m; done
 echo root:x:0:0:root:/:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
 echo "GUEST kernel $(uname -r) lsm $(cat /sys/kernel/security/lsm) tpm $(ls /dev/tpm* | tr '\n' ' ')"
-export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s ASSAY_REDTEAM_LIBRARIES=/assay/redteam
+export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s ASSAY_REDTEAM_LIBRARIES=/assay/redteam ASSAY_VERITY=/assay/verity.ext4
 cd /tmp
 for t in $(tr ' ' '\n' </proc/cmdline | sed -n 's/^assay.suites=//p' | tr , ' '); do
 	echo "GUEST begin $t $(cut -d' ' -f1 /proc/uptime)"
@@ -74,13 +74,14 @@ func TestGuests(t *testing.T) {
 	if err := os.WriteFile(files["assay/ek-ca.pem"], ekCA, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	vmlinuz := map[string]string{}
+	kernels := map[string]string{}
 	for _, k := range Kernels {
-		var overlay string
-		if vmlinuz[k.Name], overlay, err = k.Fetch(t.Context(), cache); err != nil {
+		if kernels[k.Name], err = k.Fetch(t.Context(), cache); err != nil {
 			t.Fatal(err)
 		}
-		files["lib/overlay-"+k.Name+".ko"] = overlay
+		for _, m := range Modules {
+			files[filepath.Join("lib", k.Name, filepath.Base(m))] = filepath.Join(kernels[k.Name], filepath.Base(m))
+		}
 	}
 	initramfs := filepath.Join(dir, "initramfs.gz")
 	if err := Initramfs(t.Context(), initramfs, fmt.Sprintf(initScript, rounds(), os.Getenv("ASSAY_RUN")), files); err != nil {
@@ -91,7 +92,7 @@ func TestGuests(t *testing.T) {
 			continue
 		}
 		t.Run(k.Name, func(t *testing.T) {
-			m := Machine{Kernel: k, Vmlinuz: vmlinuz[k.Name], Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 25 * time.Minute}
+			m := Machine{Kernel: k, Vmlinuz: filepath.Join(kernels[k.Name], "vmlinuz"), Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 25 * time.Minute}
 			names := chosen("ASSAY_SUITES", k.Suites...)
 			m.Append = "assay.suites=" + strings.Join(names, ",")
 			judge(t, m, names)
@@ -134,6 +135,12 @@ func pack(t *testing.T, root, dir string) map[string]string {
 	}
 	for _, name := range []string{"preload.so", "audit.so"} {
 		files["assay/redteam/"+name] = filepath.Join(dir, name)
+	}
+	files["assay/verity.ext4"] = filepath.Join(dir, "verity.ext4")
+	mkfs := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-b", "4096", "-O", "verity,^has_journal", files["assay/verity.ext4"], "48M")
+	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if out, err := mkfs.CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
 	for _, s := range suites {
 		out := filepath.Join(dir, s.name+".test")
