@@ -4,7 +4,7 @@
 // physical limit in the same run, the two sides in turn, because machines are noisy.
 //
 //	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
-//	bench exec         fork+exec with the sensor on and off
+//	bench kernel       what every process does, with the sensor in the kernel and without
 //	bench propagate    a change of an entry until the open stream has the new SVID
 package main
 
@@ -33,14 +33,14 @@ func run(args []string) error {
 	switch {
 	case len(args) == 3 && args[0] == "bare":
 		return bare(args[1], args[2])
-	case len(args) == 1 && args[0] == "exec":
-		return execCost()
+	case len(args) == 1 && args[0] == "kernel":
+		return kernelCost()
 	case len(args) == 1 && args[0] == "fetch":
 		return with(ctx, fetch)
 	case len(args) == 1 && args[0] == "propagate":
 		return with(ctx, propagate)
 	}
-	return errors.New("usage: bench fetch | exec | propagate")
+	return errors.New("usage: bench fetch | kernel | propagate")
 }
 
 // with runs f on a machine of its own.
@@ -67,7 +67,7 @@ func compare(what string, ours, limit sample, name string) {
 	fmt.Printf("%s, %d pairs\n", what, len(ours))
 	for _, q := range []float64{0.1, 0.5, 0.99} {
 		a, b := ours.at(q), limit.at(q)
-		fmt.Printf("  p%-3g %10s   %s %10s   ratio %.3f\n", q*100, a.Round(100*time.Nanosecond), name, b.Round(100*time.Nanosecond), float64(a)/float64(b))
+		fmt.Printf("  p%-3g %10s   %s %10s   ratio %.3f\n", q*100, a.Round(10*time.Nanosecond), name, b.Round(10*time.Nanosecond), float64(a)/float64(b))
 	}
 }
 
