@@ -45,6 +45,7 @@ for t in $(tr ' ' '\n' </proc/cmdline | sed -n 's/^assay.suites=//p' | tr , ' ')
 	echo "GUEST begin $t $(cut -d' ' -f1 /proc/uptime)"
 	case $t in
 	demo) /assay/demo ;;
+	bench) /tests/bpf.test -test.run '^$' -test.bench Programs -test.benchtime 20x ;;
 	*) /tests/$t.test -test.v -test.timeout 15m -test.run '%s' ;;
 	esac
 	echo "GUEST end $t $?"
@@ -52,7 +53,8 @@ done
 poweroff -f
 `
 
-// TestGuests runs the suites of each kernel at tier T1 with a real /dev/tpmrm0.
+// TestGuests runs the suites of each kernel at tier T1 with a real /dev/tpmrm0. The suite "bench",
+// what the kernel's programs cost there, runs only when it is asked for.
 // ASSAY_KERNELS="6.1", ASSAY_SUITES="caller" and ASSAY_RUN="TestExec" (as go test's -run)
 // narrow it; ASSAY_ROUNDS lengthens the races.
 func TestGuests(t *testing.T) {
