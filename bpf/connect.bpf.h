@@ -7,6 +7,10 @@
  *   cgroup/connect_unix      runs in the client before its connect() is carried out
  *   cgroup/getsockname_unix  runs in the agent when it calls getsockname() on an accepted socket
  *
+ * Only connects by a name of the agent's sockets are recorded (settings.names: the last
+ * component of the path), since storage on a socket costs what a third of a connect does.
+ * Another name for the same socket has no record, and its caller is refused.
+ *
  * State of a client socket:  free → claimed by one process (+ shared, when another tried)
  *   A socket that is connected already is left alone: its next connect() fails.
  *   One process claims; any other only sets `shared`, so a record is never torn or replaced.
@@ -17,6 +21,7 @@
 
 #define SOCK_DGRAM 2
 #define ESTABLISHED 1
+#define SUN_PATH 108
 #define FREE 0
 #define WRITING 1
 #define WRITTEN 2
@@ -35,11 +40,68 @@ static __always_inline int may_write(struct claim *k, const struct task_record *
 	return 0;
 }
 
+struct component {
+	char path[SOCKET_NAME];
+	__u32 start;
+};
+
+static long go_back(__u32 n, struct component *c)
+{
+	__u32 before = c->start - 1;
+	if (before >= SUN_PATH || c->path[before] == '/')
+		return 1;
+	c->start = before;
+	return 0;
+}
+
+/* Reads the last component of the path that connect() was given, as the kernel understands it:
+ * up to a NUL or the length that was passed. 0 for abstract names and what ends in '/'. */
+static __always_inline int read_name(char name[SOCKET_NAME], struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock_addr_kern *k = bpf_cast_to_kern_ctx(ctx);
+	struct component c;
+	__u32 size = k->uaddrlen - sizeof(k->uaddr->sa_family); /* the NUL may be counted or not */
+	barrier_var(size);
+	if (size > SUN_PATH)
+		return 0;
+	long length = bpf_probe_read_kernel_str(c.path, size + 1,
+						(void *)k->uaddr + sizeof(k->uaddr->sa_family));
+	if (length <= 1)
+		return 0;
+	c.start = length - 1;
+	bpf_loop(SUN_PATH, go_back, &c, 0);
+	return c.start <= SUN_PATH &&
+	       bpf_probe_read_kernel_str(name, SUN_PATH, c.path + c.start) > 1;
+}
+
+static __always_inline int same_name(const __u64 *a, const __u64 *b)
+{
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < SOCKET_NAME / 8; i++)
+		if (a[i] != b[i])
+			return 0;
+	return 1;
+}
+
+static __always_inline int is_watched(struct bpf_sock_addr *ctx)
+{
+	__u32 zero = 0;
+	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	__u64 name[SOCKET_NAME / 8] = {};
+	if (!s || !read_name((char *)name, ctx))
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int n = 0; n < SOCKET_NAMES; n++)
+		if (same_name((const __u64 *)s->names[n], name))
+			return 1;
+	return 0;
+}
+
 SEC("cgroup/connect_unix")
 int on_connect(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	if (!sk || sk->type == SOCK_DGRAM || sk->state == ESTABLISHED)
+	if (!sk || sk->type == SOCK_DGRAM || sk->state == ESTABLISHED || !is_watched(ctx))
 		return 1;
 	struct claim *k = bpf_sk_storage_get(&claims, sk, 0, CREATE);
 	if (!k)

@@ -40,6 +40,19 @@ static __always_inline __u32 pid_namespace(struct task_struct *t)
 		(n)->uts = READ(_uts, ns.inum);                                                    \
 	} while (0)
 
+/* Sorted by the kernel, so two lists that are equal have equal bytes. */
+static __always_inline void read_groups(struct credentials *c, struct group_info *list)
+{
+	__builtin_memset(c->groups, 0, sizeof(c->groups));
+	c->group_count = UNSET;
+	__u32 count = UNSET;
+	if (bpf_core_read(&count, sizeof(count), &list->ngroups))
+		return;
+	__u32 fit = count < GROUPS ? count : GROUPS;
+	if (!bpf_probe_read_kernel(c->groups, fit * sizeof(c->groups[0]), &list->gid))
+		c->group_count = count;
+}
+
 #define READ_CREDENTIALS(READ, c, t, cred)                                                         \
 	do {                                                                                       \
 		bpf_core_read(&(c)->permitted, 8, &(cred)->cap_permitted);                         \
@@ -62,6 +75,8 @@ static __always_inline __u32 pid_namespace(struct task_struct *t)
 		if (bpf_core_field_exists((t)->seccomp))                                           \
 			(c)->seccomp = READ(t, seccomp.mode);                                      \
 		READ_NAMESPACES(READ, &(c)->ns, t, cred);                                          \
+		struct group_info *_groups = READ(cred, group_info);                               \
+		read_groups(c, _groups);                                                           \
 	} while (0)
 
 /* Those that the current task acts with. */

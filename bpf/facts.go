@@ -77,17 +77,40 @@ type Credentials struct {
 	// Seccomp is 0 off, 1 strict, 2 filter.
 	Seccomp    uint32
 	Namespaces Namespaces
+	Groups     Groups
+}
+
+// maxGroups is how many supplementary groups a record holds.
+const maxGroups = 32
+
+// Groups are the supplementary groups of a process. Values can be compared, also those of which
+// not all is known.
+type Groups struct {
+	count uint32
+	gids  [maxGroups]uint32
+}
+
+// List returns the group IDs in ascending order; known is false when there are more than the
+// record holds (32), or the kernel could not tell.
+func (g *Groups) List() (gids []uint32, known bool) {
+	if g.count > maxGroups {
+		return nil, false
+	}
+	return g.gids[:g.count], true
 }
 
 // Namespace is one namespace of a process.
 type Namespace struct {
 	Inode uint32 // of nsfs, as in /proc/PID/ns
-	// Host says that it is the initial one. False where the sensor could not find that.
-	Host bool
+	Host  bool   // it is the initial one; means something only if Namespaces.Known
 }
 
 // Namespaces are those that a process is in.
-type Namespaces struct{ User, PID, Mount, Network, Cgroup, IPC, UTS Namespace }
+type Namespaces struct {
+	User, PID, Mount, Network, Cgroup, IPC, UTS Namespace
+	// Known says that the sensor read all of them and knows all of the host's.
+	Known bool
+}
 
 // Now is how a process is at the moment of a question.
 type Now struct {
@@ -151,6 +174,7 @@ func decodeNamespaces(r *reader) namespaces {
 // markHost tells which namespaces are the host's. A number is one namespace as long as
 // that lives, and the initial ones live for ever.
 func (s *Sensor) markHost(n *Namespaces) {
+	n.Known = true
 	for _, c := range []struct {
 		have *Namespace
 		host uint32
@@ -158,7 +182,8 @@ func (s *Sensor) markHost(n *Namespaces) {
 		{&n.User, s.host.user}, {&n.PID, s.host.pid}, {&n.Mount, s.host.mnt}, {&n.Network, s.host.net},
 		{&n.Cgroup, s.host.cgroup}, {&n.IPC, s.host.ipc}, {&n.UTS, s.host.uts},
 	} {
-		c.have.Host = c.host != 0 && c.have.Inode == c.host
+		n.Known = n.Known && c.host != 0 && c.have.Inode != 0
+		c.have.Host = c.have.Inode == c.host
 	}
 }
 
@@ -173,6 +198,11 @@ func decodeCredentials(r *reader) Credentials {
 		User: Namespace{Inode: n.user}, PID: Namespace{Inode: n.pid}, Mount: Namespace{Inode: n.mnt},
 		Network: Namespace{Inode: n.net}, Cgroup: Namespace{Inode: n.cgroup}, IPC: Namespace{Inode: n.ipc}, UTS: Namespace{Inode: n.uts},
 	}
+	c.Groups.count = r.u32()
+	for i := range c.Groups.gids {
+		c.Groups.gids[i] = r.u32()
+	}
+	r.u32()
 	return c
 }
 

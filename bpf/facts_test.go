@@ -4,11 +4,13 @@ package bpf
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -168,20 +170,23 @@ func testTracedExec(t *testing.T, s *Sensor) {
 	}
 }
 
-// abstract returns a listening socket that every user can reach.
-func abstract(t *testing.T, s *Sensor) (fd int, name string) {
-	fd, name = clientSocket(), fmt.Sprintf("@assay-test-%s-%d", t.Name(), os.Getpid())
+// public returns a listening socket that every user can reach.
+func public(t *testing.T, s *Sensor) (fd int, path string) {
+	dir, err := os.MkdirTemp("", "assay-test-")
+	check(err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	fd, path = clientSocket(), filepath.Join(dir, "socket")
 	t.Cleanup(func() { unix.Close(fd) })
-	check(s.Watch(fd))
-	check(unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
-	check(unix.Listen(fd, 8))
-	return fd, name
+	check(s.Watch(fd, path))
+	check(unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	check(errors.Join(os.Chmod(dir, 0o755), os.Chmod(path, 0o777), unix.Listen(fd, 8)))
+	return fd, path
 }
 
 func testCredentials(t *testing.T, s *Sensor) {
-	l, name := abstract(t, s)
+	l, path := public(t, s)
 	connect := func(t *testing.T, attr syscall.SysProcAttr) (*program, Binding) {
-		p := startAs(t, "connect", nil, attr, "ASSAY_SOCKET="+name)
+		p := startAs(t, "connect", nil, attr, "ASSAY_SOCKET="+path)
 		p.word(t)
 		b, err := s.Binding(accept(t, l))
 		if err != nil {
@@ -210,7 +215,7 @@ func testCredentials(t *testing.T, s *Sensor) {
 				t.Errorf("namespace %d, /proc says %s", have.Inode, link)
 			}
 		}
-		if !n.User.Host || !n.PID.Host {
+		if !n.Known || !n.User.Host || !n.PID.Host {
 			t.Errorf("namespaces %+v, want the host's", n)
 		}
 	})
@@ -218,6 +223,31 @@ func testCredentials(t *testing.T, s *Sensor) {
 		_, b := connect(t, syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1234, Gid: 5678}})
 		if c := b.Credentials; c.UID != 1234 || c.RealUID != 1234 || c.SavedUID != 1234 || c.FSUID != 1234 || c.GID != 5678 || c.FSGID != 5678 || c.Effective != 0 {
 			t.Errorf("credentials %+v", c)
+		}
+	})
+	t.Run("groups", func(t *testing.T) {
+		for _, n := range []int{0, 1, maxGroups, maxGroups + 1} {
+			groups := make([]uint32, n)
+			for i := range groups {
+				groups[i] = uint32(4_000_000_000 + i)
+			}
+			p, b := connect(t, syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}})
+			got, known := b.Groups.List()
+			if known != (n <= maxGroups) || known && !slices.Equal(got, groups) {
+				t.Errorf("%d groups are read as %v, %v", n, got, known)
+			}
+			if known && strings.Trim(fmt.Sprint(got), "[]") != statusOf(p, "Groups") {
+				t.Errorf("groups %v, /proc says %q", got, statusOf(p, "Groups"))
+			}
+		}
+	})
+	t.Run("groups change", func(t *testing.T) {
+		p, b := connect(t, syscall.SysProcAttr{})
+		fmt.Fprintln(p.in)
+		p.word(t)
+		now, err := s.Now(b.Task.Process)
+		if got, known := now.Credentials.Groups.List(); err != nil || !known || !slices.Equal(got, []uint32{11, 4321}) || now.Credentials == b.Credentials {
+			t.Errorf("groups %v after setgroups, %v", got, err)
 		}
 	})
 	t.Run("false root", func(t *testing.T) { // root of a user namespace, in truth 1234

@@ -72,11 +72,16 @@ typedef struct {
 typedef struct {
 	__u64 val; /* 6.3; before, two halves in the same places on little-endian machines */
 } kernel_cap_t;
+struct group_info {
+	int ngroups;
+	kgid_t gid[0];
+};
 struct cred {
 	kuid_t uid, suid, euid, fsuid;
 	kgid_t gid, sgid, egid, fsgid;
 	kernel_cap_t cap_permitted, cap_effective;
 	struct user_namespace *user_ns;
+	struct group_info *group_info;
 };
 struct seccomp {
 	int mode;
@@ -188,6 +193,13 @@ struct linux_binprm {
 	const char *filename, *interp;
 };
 
+struct sockaddr {
+	unsigned short sa_family;
+};
+struct bpf_sock_addr_kern {
+	struct sockaddr *uaddr;
+	__u32 uaddrlen; /* 6.7 */
+};
 struct socket {
 	struct sock *sk;
 	struct file *file;
@@ -218,3 +230,4 @@ extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak; /* 6.2 */
 extern int bpf_get_fsverity_digest(struct file *file,
 				   struct bpf_dynptr *digest) __ksym __weak; /* 6.8 */
 extern void bpf_task_release(struct task_struct *p) __ksym __weak;
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak; /* 6.2 */

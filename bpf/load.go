@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -27,6 +28,9 @@ type Config struct {
 	CgroupRoot string
 	// MinimumTier is the weakest tier that is acceptable; zero is T2.
 	MinimumTier selectors.Tier
+	// SocketNames are other last components of paths that lead to the agent's sockets: symbolic
+	// links to their files, and mounts of them under another name. With the sockets' own, 8 at most.
+	SocketNames []string
 	// KernelDigests has the kernel hash each executable at its execve (IMA, fs-verity), where it
 	// can (T1); it makes the first execve of each file slower.
 	KernelDigests bool
@@ -54,6 +58,7 @@ type Sensor struct {
 	// watched says since when, and which tampering, the hooks never miss.
 	watched watched
 	host    namespaces
+	names   []string   // of sockets, which connects are recorded by
 	looking sync.Mutex // questions over the map `looked`
 }
 
@@ -68,7 +73,10 @@ func Load(c Config) (*Sensor, error) {
 	if err := checkHost(c.PinDir); err != nil {
 		return nil, err
 	}
-	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
+	if err := checkNames(c.SocketNames); err != nil {
+		return nil, fmt.Errorf("socket_names: %w", err)
+	}
+	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
 	if err := s.load(c); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

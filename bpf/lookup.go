@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 	"unsafe"
 
@@ -31,13 +32,25 @@ func (s *Sensor) Hooks() []Hook { return append([]Hook(nil), s.hooks...) }
 // leading slash. It fails when the cgroup has been removed.
 func (s *Sensor) CgroupPath(id uint64) (string, error) { return s.cgroup.path(id) }
 
-// Watch makes connections to a listening Unix socket yield bindings. Call it before listen(2),
-// else early connections have none.
-func (s *Sensor) Watch(listenFD int) error {
-	if s.tier != selectors.TierT1 {
-		return nil // T2 records every connect and sorts it out when asked
+// Watch makes connections to a Unix socket that will listen at path yield bindings. Call it
+// before listen(2), else early connections have none. At T2 only those yield one that name the
+// socket by its path's last component, or by one of Config.SocketNames. Not for concurrent use.
+func (s *Sensor) Watch(listenFD int, path string) error {
+	if s.tier == selectors.TierT1 {
+		return s.watchSocket(listenFD)
 	}
-	if err := s.maps["listeners"].Put(uint32(listenFD), uint32(1)); err != nil {
+	if err := s.watchName(filepath.Base(path)); err != nil {
+		return fmt.Errorf("watching the listening socket: %w", err)
+	}
+	return s.writeSettings(build())
+}
+
+// watchSocket has connects to the socket bound to it, at tiers whose hooks see the socket.
+func (s *Sensor) watchSocket(fd int) error {
+	if s.tier != selectors.TierT1 {
+		return nil
+	}
+	if err := s.maps["listeners"].Put(uint32(fd), uint32(1)); err != nil {
 		return fmt.Errorf("watching the listening socket: %w", err)
 	}
 	return nil

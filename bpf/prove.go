@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
+
+// proofName is the last component of the path of the socket that proves the hooks.
+const proofName = "proof"
 
 // prove connects to a socket of its own and demands the kernel's record of that: a hook can
 // load and attach and still never run (an LSM that is not in the lsm= list).
@@ -21,7 +25,11 @@ func (s *Sensor) prove() error {
 	if err := s.maps["settings"].Lookup(uint32(0), &set); err != nil {
 		return fmt.Errorf("reading the sensor's settings: %w", err)
 	}
-	if err := s.writeSettings(set.Build); err != nil {
+	names := s.names
+	s.names = []string{proofName}
+	err = s.writeSettings(set.Build)
+	s.names = names
+	if err != nil {
 		return err
 	}
 	conn, closeAll, err := s.connectToSelf()
@@ -36,7 +44,7 @@ func (s *Sensor) prove() error {
 	if b.Task.Process != me || b.Shared || b.PeerDiffers {
 		return errors.New("the record of a connection is not that of its caller")
 	}
-	return nil
+	return s.writeSettings(set.Build)
 }
 
 // connectToSelf returns an accepted socket whose other end is this process's, too.
@@ -62,8 +70,13 @@ func (s *Sensor) connectToSelf() (conn int, closeAll func(), err error) {
 	if err != nil {
 		return -1, closeAll, err
 	}
-	name := &unix.SockaddrUnix{Name: fmt.Sprintf("@assay-sensor-%d-%d", os.Getpid(), bootNow())}
-	if err := errors.Join(s.Watch(listener), unix.Bind(listener, name), unix.Listen(listener, 1)); err != nil {
+	dir, err := os.MkdirTemp("", "assay-sensor-")
+	if err != nil {
+		return -1, closeAll, err
+	}
+	defer os.RemoveAll(dir)
+	name := &unix.SockaddrUnix{Name: filepath.Join(dir, proofName)}
+	if err := errors.Join(s.watchSocket(listener), unix.Bind(listener, name), unix.Listen(listener, 1)); err != nil {
 		return -1, closeAll, err
 	}
 	if err := unix.Connect(client, name); err != nil {

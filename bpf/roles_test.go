@@ -81,6 +81,9 @@ func playRole(role string) {
 		}
 		say("ready")
 		wait()
+		check(syscall.Setgroups([]int{4321, 11}))
+		say("groups")
+		wait()
 	case "connect-inherited": // connects descriptor 3
 		if err := unix.Connect(3, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}); err != nil {
 			say("failed " + err.Error())

@@ -329,7 +329,7 @@ func listen(t testing.TB, s *Sensor, backlog int) (fd int, path string) {
 	path = filepath.Join(t.TempDir(), "s")
 	fd = clientSocket()
 	t.Cleanup(func() { unix.Close(fd) })
-	check(s.Watch(fd))
+	check(s.Watch(fd, path))
 	check(unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 	check(unix.Listen(fd, backlog))
 	return fd, path
@@ -384,7 +384,7 @@ func testSharedConnect(t *testing.T, s *Sensor) {
 	fd := clientSocket()
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close()
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path + "-missing"}); !errors.Is(err, unix.ENOENT) {
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(path), "missing", filepath.Base(path))}); !errors.Is(err, unix.ENOENT) {
 		t.Fatal(err)
 	}
 	p := startWith(t, "connect-inherited", []*os.File{f}, "ASSAY_SOCKET="+path)

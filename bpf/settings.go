@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +28,37 @@ type settings struct {
 	AgentTGID   uint32
 	Tier        uint32
 	TamperSeen  uint32
+	Names       [socketNames][socketName]byte
+}
+
+const (
+	socketNames = 8
+	socketName  = 112
+	pathMax     = 107 // bytes of a name in sockaddr_un
+)
+
+// watchName has connects to a socket of this name recorded (T2).
+func (s *Sensor) watchName(name string) error {
+	if slices.Contains(s.names, name) {
+		return nil
+	}
+	if err := checkNames(append(s.names, name)); err != nil {
+		return err
+	}
+	s.names = append(s.names, name)
+	return nil
+}
+
+func checkNames(names []string) error {
+	if len(names) > socketNames {
+		return fmt.Errorf("there are more than %d names of sockets to watch", socketNames)
+	}
+	for _, name := range names {
+		if name == "" || name == "." || name == ".." || len(name) > pathMax || strings.ContainsAny(name, "/\x00") {
+			return fmt.Errorf("%q is no name of a socket's file: write the last component of its path", name)
+		}
+	}
+	return nil
 }
 
 // looked are the bytes of the map `looked`.
@@ -65,6 +98,9 @@ func (s *Sensor) writeSettings(build uint64) error {
 		return err
 	}
 	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
+	for i, name := range s.names {
+		copy(set.Names[i][:], name)
+	}
 	if s.links[protectPrograms[0]] != nil {
 		var st unix.Stat_t
 		if err := unix.Stat(s.dir, &st); err != nil {

@@ -14,10 +14,10 @@ import (
 // Sizes of the structures in wire.h, in bytes.
 const (
 	taskSize    = 776
-	credsSize   = 96
+	credsSize   = 232
 	nowSize     = 16 + credsSize
 	lookedSize  = 8 + nowSize
-	bindingSize = 1056
+	bindingSize = 1328
 	execSize    = 424
 	eventSize   = 72
 	stateSize   = 80

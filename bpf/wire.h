@@ -102,6 +102,8 @@ struct namespaces {
 };
 _Static_assert(sizeof(struct namespaces) == 32, "namespaces");
 
+#define GROUPS 32
+
 /* All numbers are those of the initial user namespace. */
 struct credentials {
 	__u64 permitted; /* 1 << CAP_… */
@@ -119,8 +121,11 @@ struct credentials {
 	__u32 no_new_privs;
 	__u32 seccomp; /* 0 off, 1 strict, 2 filter */
 	struct namespaces ns;
+	__u32 group_count; /* of supplementary groups, also those that do not fit; ~0: unknown */
+	__u32 groups[GROUPS];
+	__u32 zero;
 };
-_Static_assert(sizeof(struct credentials) == 96, "credentials");
+_Static_assert(sizeof(struct credentials) == 232, "credentials");
 
 /* Who called connect(). */
 struct caller {
@@ -129,7 +134,7 @@ struct caller {
 	__u64 time;
 	struct credentials creds; /* at connect */
 };
-_Static_assert(sizeof(struct caller) == 888, "caller");
+_Static_assert(sizeof(struct caller) == 1024, "caller");
 
 /* A process at the moment of a question. */
 struct now {
@@ -137,7 +142,7 @@ struct now {
 	__u64 cgroup;
 	struct credentials creds;
 };
-_Static_assert(sizeof(struct now) == 112, "now");
+_Static_assert(sizeof(struct now) == 248, "now");
 
 /* binding.state */
 #define SHARED 1u       /* T2: another process tried to connect the same socket */
@@ -168,7 +173,7 @@ struct binding {
 	__s32 threads;    /* T2: threads of the recorded process */
 	struct now now;   /* of the process whose connect() succeeded, when the agent asked */
 };
-_Static_assert(sizeof(struct binding) == 1056, "binding");
+_Static_assert(sizeof(struct binding) == 1328, "binding");
 
 /* What is known of an execve beside task_record; a zero is unknown. */
 struct exec_facts {
@@ -256,6 +261,9 @@ struct sensor_state {
 };
 _Static_assert(sizeof(struct sensor_state) == 80, "sensor_state");
 
+#define SOCKET_NAMES 8
+#define SOCKET_NAME 112 /* more than fits into sun_path; a multiple of 8 */
+
 /* The only element of the map `settings`: written by the agent alone. */
 struct sensor_settings {
 	__u64 build;        /* of the object that made the pins; 0 until all of it works */
@@ -266,5 +274,7 @@ struct sensor_settings {
 	__u32 agent_tgid; /* who may ask for bindings */
 	__u32 tier;
 	__u32 tamper_seen; /* integrity.flags that the hooks here never miss */
+	/* T2: last components of the paths by which the agent's sockets are reached, padded by 0 */
+	char names[SOCKET_NAMES][SOCKET_NAME];
 };
-_Static_assert(sizeof(struct sensor_settings) == 48, "sensor_settings");
+_Static_assert(sizeof(struct sensor_settings) == 944, "sensor_settings");

@@ -172,9 +172,11 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 	if f.Credentials.SecurityLabel, err = s.process.SecurityLabel(); err != nil {
 		return nil, err
 	}
-	groups, err := s.process.SupplementaryGroups()
-	if err != nil {
-		return nil, err
+	groups, known := s.credentials.Groups.List()
+	if !known {
+		if groups, err = s.process.SupplementaryGroups(); err != nil {
+			return nil, err
+		}
 	}
 	a.nameCredentials(&f.Credentials, groups)
 	f.Ancestors = lineage.Resolve(ctx, chain(task), programs{a})

@@ -50,11 +50,9 @@ func credentials(c *bpf.Credentials) selectors.Credentials {
 	}
 }
 
-// namespaces are known if the sensor knows which user namespace is the host's: it finds all
-// of the host's namespaces or none.
 func namespaces(n *bpf.Namespaces) selectors.Namespaces {
 	return selectors.Namespaces{
-		Known:   n.User.Inode != 0,
+		Known:   n.Known,
 		HostPID: n.PID.Host, HostMount: n.Mount.Host, HostNet: n.Network.Host,
 		HostUser: n.User.Host, HostCgroup: n.Cgroup.Host, HostIPC: n.IPC.Host,
 	}

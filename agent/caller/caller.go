@@ -29,7 +29,7 @@ import (
 
 // Binder is the kernel's side (bpf.Sensor).
 type Binder interface {
-	Watch(listenFD int) error
+	Watch(listenFD int, path string) error
 	Binding(connFD int) (bpf.Binding, error)
 	Task(pidfd int) (bpf.Task, error)
 	process.Tasks

@@ -31,8 +31,8 @@ func Listen(ctx context.Context, path string, mode fs.FileMode, b Binder, log *s
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return prepare(raw, mode, b)
+	config := net.ListenConfig{Control: func(_, path string, raw syscall.RawConn) error {
+		return prepare(raw, path, mode, b)
 	}}
 	l, err := config.Listen(ctx, "unix", path)
 	if err != nil {
@@ -46,13 +46,13 @@ func Listen(ctx context.Context, path string, mode fs.FileMode, b Binder, log *s
 
 // prepare runs before bind, so that no connection comes before it: the file never has more
 // permissions than asked for, messages carry their senders, the sensor watches.
-func prepare(raw syscall.RawConn, mode fs.FileMode, b Binder) error {
+func prepare(raw syscall.RawConn, path string, mode fs.FileMode, b Binder) error {
 	var err error
 	errControl := raw.Control(func(fd uintptr) {
 		err = errors.Join(
 			unix.Fchmod(int(fd), uint32(mode.Perm())),
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1),
-			b.Watch(int(fd)))
+			b.Watch(int(fd), path))
 	})
 	return errors.Join(errControl, err)
 }
