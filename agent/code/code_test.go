@@ -29,9 +29,9 @@ func (k kernel) FileState(fd int) (token, wgen uint64, err error) {
 	return st.Ino, wgen, nil
 }
 
-type process []string
+type runner []string
 
-func (p process) OpenMapped() (files []*os.File, err error) {
+func (p runner) OpenMapped() (files []*os.File, err error) {
 	for _, path := range p {
 		f, err := os.Open(path)
 		if err != nil {
@@ -69,7 +69,7 @@ func TestDigestOfASet(t *testing.T) {
 	k := kernel{ia: 1, ib: 1}
 	r := New(k)
 	program := bpf.File{Inode: 77}
-	got, err := r.Read(process{a, b}, mapped(ia, 77, ib), program)
+	got, err := r.Read(runner{a, b}, mapped(ia, 77, ib), program)
 	if err != nil || !got.Known || got.Files != 2 || got.Anonymous {
 		t.Fatalf("got %+v, %v", got, err)
 	}
@@ -81,10 +81,10 @@ func TestDigestOfASet(t *testing.T) {
 	if got.Libraries != sha256.Sum256(pair) {
 		t.Error("not the digest over the sorted digests")
 	}
-	if other, err := r.Read(process{b, a}, mapped(ib, ia), program); err != nil || other != got {
+	if other, err := r.Read(runner{b, a}, mapped(ib, ia), program); err != nil || other != got {
 		t.Errorf("the order matters: %+v, %v", other, err)
 	}
-	alone, err := r.Read(process{}, mapped(77), program)
+	alone, err := r.Read(runner{}, mapped(77), program)
 	if err != nil || !alone.Known || alone.Files != 0 || alone.Libraries != sha256.Sum256(nil) {
 		t.Errorf("a static program: %+v, %v", alone, err)
 	}
@@ -95,15 +95,15 @@ func TestUnknownRatherThanWrong(t *testing.T) {
 	for name, c := range map[string]struct {
 		k    kernel
 		code bpf.Code
-		p    process
+		p    runner
 	}{
-		"not seen":             {kernel{ia: 1}, bpf.Code{}, process{a}},
-		"too many":             {kernel{ia: 1}, bpf.Code{Known: true, Overflow: true}, process{a}},
-		"written since":        {kernel{ia: 2}, mapped(ia), process{a}},
-		"unmapped since":       {kernel{ia: 1}, mapped(ia), process{}},
-		"without a record":     {kernel{}, mapped(ia), process{a}},
-		"writers at mapping":   {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia, Token: ia, WGen: 1, Writers: true}}}, process{a}},
-		"without a generation": {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia}}}, process{a}},
+		"not seen":             {kernel{ia: 1}, bpf.Code{}, runner{a}},
+		"too many":             {kernel{ia: 1}, bpf.Code{Known: true, Overflow: true}, runner{a}},
+		"written since":        {kernel{ia: 2}, mapped(ia), runner{a}},
+		"unmapped since":       {kernel{ia: 1}, mapped(ia), runner{}},
+		"without a record":     {kernel{}, mapped(ia), runner{a}},
+		"writers at mapping":   {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia, Token: ia, WGen: 1, Writers: true}}}, runner{a}},
+		"without a generation": {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia}}}, runner{a}},
 	} {
 		if got, err := New(c.k).Read(c.p, c.code, bpf.File{}); err != nil || got.Known || got.Libraries != (selectors.Digest{}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
@@ -115,20 +115,20 @@ func TestContentIsReadOncePerGeneration(t *testing.T) {
 	a, ia := library(t, "a")
 	k := kernel{ia: 1}
 	r := New(k)
-	first, err := r.Read(process{a}, mapped(ia), bpf.File{})
+	first, err := r.Read(runner{a}, mapped(ia), bpf.File{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(a, []byte("b"), 0o600); err != nil { // behind the kernel's back
 		t.Fatal(err)
 	}
-	if again, _ := r.Read(process{a}, mapped(ia), bpf.File{}); again != first {
+	if again, _ := r.Read(runner{a}, mapped(ia), bpf.File{}); again != first {
 		t.Error("read again")
 	}
 	k[ia] = 2
 	code := mapped(ia)
 	code.Files[0].WGen = 2
-	if written, _ := r.Read(process{a}, code, bpf.File{}); !written.Known || written.Libraries == first.Libraries {
+	if written, _ := r.Read(runner{a}, code, bpf.File{}); !written.Known || written.Libraries == first.Libraries {
 		t.Errorf("after a write: %+v", written)
 	}
 }
