@@ -43,6 +43,10 @@ func playRole(role string) {
 		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
 	case "code":
 		playCode()
+	case "load":
+		playLoad()
+	case "bomb":
+		playBomb()
 	case "protected":
 		_, err := Load(Config{PinDir: os.Getenv("ASSAY_PINS"), Protect: true, Logger: slog.New(slog.DiscardHandler)})
 		check(err)
