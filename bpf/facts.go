@@ -141,12 +141,27 @@ type EventKind uint32
 
 // The kinds of events.
 const (
-	EventExec   EventKind = iota + 1 // an execve; Process is the new image
-	EventTamper                      // of a process that connected to the agent
-	EventMoved                       // of a process that connected to the agent: to another cgroup
+	EventExec    EventKind = iota + 1 // an execve; Process is the new image
+	EventTamper                       // of a process that connected to the agent
+	EventMoved                        // of a process that connected to the agent: to another cgroup
+	EventRefused                      // Process tried what protection or the gate forbids
 )
 
-// Event is an execve that the sensor saw, or a change of a process that connected. Events may be lost; they are history, not evidence.
+// Refused is what a process was not allowed to do to the agent; its text follows "tried to".
+type Refused uint32
+
+var refusedNames = [...]string{"do nothing", "debug it or use its memory or descriptors", "send it a signal", "use its files or pins", "unmount its pins",
+	"get a map of its sensor", "get a program of its sensor", "get a link of its sensor", "connect from a cgroup that is not on the list"}
+
+func (r Refused) String() string {
+	if int(r) < len(refusedNames) {
+		return refusedNames[r]
+	}
+	return fmt.Sprintf("do something unknown (%d)", uint32(r))
+}
+
+// Event is an execve that the sensor saw, a change of a process that connected, or what a process
+// was refused. Events may be lost; they are history, not evidence.
 type Event struct {
 	Kind    EventKind
 	Process selectors.ProcessKey
@@ -160,6 +175,7 @@ type Event struct {
 	Inode        uint64
 	Device       uint32 // as File.Device
 	Tampering    Tampering
+	Refused      Refused // of EventRefused; Process.ExecID is then 0 for a process without a record
 }
 
 // namespaces are the numbers of struct namespaces in wire.h.
@@ -249,6 +265,7 @@ func decodeExec(raw []byte) (ExecInfo, error) {
 type counters struct {
 	nextExecID, seedTime, seeded, eventsLost, recordsLost uint64
 	host                                                  namespaces
+	refused                                               uint64
 }
 
 func decodeState(raw []byte) (c counters, err error) {
@@ -259,5 +276,6 @@ func decodeState(raw []byte) (c counters, err error) {
 	c = counters{nextExecID: r.u64(), seedTime: r.u64(), seeded: r.u64(), eventsLost: r.u64(), recordsLost: r.u64()}
 	r.u64() // next_token
 	c.host = decodeNamespaces(&r)
+	c.refused = r.u64()
 	return c, nil
 }

@@ -81,14 +81,25 @@ var features = []feature{
 	{tier: selectors.TierT1, sets: [][]string{{"on_splice"}}, loss: "splice(2) from a passed socket"},
 	{sets: [][]string{{"on_image", "on_file_open", "on_setattr"}, {"on_image", "on_file_open", "on_setattr_6_1"}}, loss: "writes to executables"},
 	{sets: [][]string{codePrograms}, loss: "code that is mapped after the execve"},
-	{sets: [][]string{protectPrograms}, optIn: wantProtection, loss: "attacks on the agent"},
+	{sets: [][]string{gatePrograms}, optIn: wantGate, loss: "connects from other cgroups"},
+	{sets: protectSets, optIn: wantProtection, loss: "attacks on the agent"},
 	{sets: [][]string{{"on_ima"}}, optIn: wantDigests, loss: "IMA's digests"},
 	{sets: [][]string{{"on_verity"}}, optIn: wantDigests, loss: "fs-verity's digests"},
 }
 
-var protectPrograms = []string{"on_protect_ptrace", "on_protect_kill", "on_protect_unlink", "on_protect_rename", "on_protect_umount", "on_protect_exit"}
+var gatePrograms = []string{"on_gate_mkdir", "on_gate_rmdir", "on_gate"}
+
+// protectSets differ by the arguments of inode_setattr.
+var protectSets = [][]string{protectPrograms("on_protect_setattr"), protectPrograms("on_protect_setattr_6_1")}
+
+func protectPrograms(setattr string) []string {
+	return []string{"on_protect_exit", "on_protect_ptrace", "on_protect_kill", "on_protect_permission", "on_protect_rename", setattr,
+		"on_protect_umount", "on_protect_map", "on_protect_program", "on_protect_link"}
+}
 
 func wantProtection(c *Config) bool { return c.Protect }
+
+func wantGate(c *Config) bool { return len(c.ConnectFrom) > 0 }
 
 func wantDigests(c *Config) bool { return c.KernelDigests }
 

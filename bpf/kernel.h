@@ -159,8 +159,12 @@ struct signal_struct {
 struct kernfs_node {
 	__u64 id;
 };
+struct cgroup_root {
+	int hierarchy_id; /* 0 is cgroup v2 */
+};
 struct cgroup {
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 struct css_set {
 	struct cgroup *dfl_cgrp;
@@ -215,6 +219,16 @@ struct unix_sock {
 	struct unix_vertex *vertex; /* 6.10 */
 };
 struct msghdr;
+
+struct bpf_map {
+	__u32 id;
+};
+struct bpf_prog_aux {
+	__u32 id;
+};
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
 
 struct bpf_iter_meta {
 	struct seq_file *seq;

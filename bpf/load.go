@@ -34,11 +34,17 @@ type Config struct {
 	// KernelDigests has the kernel hash each executable at its execve (IMA, fs-verity), where it
 	// can (T1); it makes the first execve of each file slower.
 	KernelDigests bool
-	// Protect has the kernel refuse others, root included, to debug or kill the agent and to
-	// remove its pins while it lives (T1 with BPF LSM, else Load fails). SIGTERM and process 1
-	// may end it: that is the way out.
+	// Protect has the kernel refuse others, root included, to debug or kill the agent, to use its
+	// pins and DataDir, and to get at its sensor by bpf(2), while it lives (T1 with BPF LSM, else
+	// Load fails). SIGTERM and process 1 may end it: that is the way out.
 	Protect bool
-	Logger  *slog.Logger
+	// DataDir is the agent's own folder; only needed by Protect.
+	DataDir string
+	// ConnectFrom lists cgroups (v2), as absolute paths in the hierarchy, that may connect to the
+	// watched sockets, from there and below; they need not exist yet. Empty is all. T1 with BPF
+	// LSM, else Load fails.
+	ConnectFrom []string
+	Logger      *slog.Logger
 }
 
 // Sensor is the loaded sensor. Its methods may be called from several goroutines, except
@@ -59,6 +65,7 @@ type Sensor struct {
 	watched watched
 	host    namespaces
 	names   []string   // of sockets, which connects are recorded by
+	guarded []*os.File // folders that are marked as the agent\'s
 	looking sync.Mutex // questions over the map `looked`
 }
 
@@ -75,6 +82,9 @@ func Load(c Config) (*Sensor, error) {
 	}
 	if err := checkNames(c.SocketNames); err != nil {
 		return nil, fmt.Errorf("socket_names: %w", err)
+	}
+	if err := checkCgroupPaths(c.ConnectFrom); err != nil {
+		return nil, fmt.Errorf("connect_from: %w", err)
 	}
 	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
 	if err := s.load(c); err != nil {
@@ -104,7 +114,10 @@ func (s *Sensor) load(c Config) (err error) {
 	why, err := s.takeOver()
 	if err == nil && why == "" {
 		s.log.Info("kernel sensor taken over from its pins", "tier", s.tier, "pins", s.dir)
-		return s.checkConfig()
+		if err := s.checkConfig(); err != nil {
+			return err
+		}
+		return s.defend()
 	}
 	if why != "none are pinned" {
 		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
@@ -119,9 +132,11 @@ func (s *Sensor) load(c Config) (err error) {
 // checkConfig compares what the kernel gave with what the configuration demands.
 func (s *Sensor) checkConfig() error {
 	least := s.config.MinimumTier
-	if s.tier >= least && s.config.Protect && s.links[protectPrograms[0]] == nil {
-		return &problem{kind: ErrKernel, sentence: "this kernel can not protect the agent (" + cmp.Or(s.firstRefusal(protectPrograms), s.firstRefusal(doors[0].programs)) +
-			"): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or set protect to false"}
+	if s.tier >= least && s.config.Protect && !s.protects() {
+		return s.noLSM("protect the agent", slices.Concat(protectSets...), "set protect to false")
+	}
+	if s.tier >= least && wantGate(&s.config) && s.links["on_gate"] == nil {
+		return s.noLSM("refuse connects by cgroup", gatePrograms, "remove connect_from")
 	}
 	if s.tier >= least {
 		return nil
@@ -131,20 +146,26 @@ func (s *Sensor) checkConfig() error {
 		s.tier, least, s.firstRefusal(doors[0].programs))}
 }
 
+// noLSM says why something that only BPF LSM programs can do is not done.
+func (s *Sensor) noLSM(what string, programs []string, orElse string) error {
+	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
+		"this kernel can not %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or %s",
+		what, cmp.Or(s.firstRefusal(programs), s.firstRefusal(doors[0].programs)), orElse)}
+}
+
 // lockDir keeps other agents away from the pins while the file is open.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening the pin directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, &problem{kind: ErrInUse, cause: err, sentence: fmt.Sprintf("another agent uses the pin directory %s: stop it first, or set another pin directory", dir)}
+	if err == nil {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
 		}
-		return nil, fmt.Errorf("locking the pin directory: %w", err)
+		f.Close()
 	}
-	return f, nil
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EPERM) { // EPERM: that agent is protected
+		return nil, &problem{kind: ErrInUse, cause: err, sentence: fmt.Sprintf("another agent uses the pin directory %s: stop it first, or set another pin directory", dir)}
+	}
+	return nil, fmt.Errorf("locking the pin directory: %w", err)
 }
 
 // startAnew removes what is pinned and attaches everything: first the hooks, then the seed,
@@ -177,6 +198,9 @@ func (s *Sensor) startAnew() error {
 	if err := s.checkConfig(); err != nil {
 		return err
 	}
+	if err := s.defend(); err != nil {
+		return err
+	}
 	return s.writeSettings(build())
 }
 
@@ -184,7 +208,9 @@ func (s *Sensor) makeMaps() error {
 	only := s.spec.Copy()
 	only.Programs = nil
 	if kernel.HaveMapType(ebpf.InodeStorage) != nil { // costs the hooks that use it
-		delete(only.Maps, inodesMap)
+		for _, name := range inodeMaps {
+			delete(only.Maps, name)
+		}
 	}
 	c, err := ebpf.NewCollection(only)
 	if err != nil {
@@ -272,6 +298,9 @@ func (s *Sensor) release() error {
 // Close releases the sensor. The hooks stay attached and go on recording; see Unpin.
 func (s *Sensor) Close() error {
 	errs := []error{s.release()}
+	for _, f := range s.guarded {
+		errs = append(errs, f.Close())
+	}
 	if s.cgroup.dir != nil {
 		errs = append(errs, s.cgroup.dir.Close())
 	}

@@ -195,6 +195,15 @@ func (s *Sensor) Lost() uint64 {
 	return c.eventsLost + c.recordsLost
 }
 
+// Refused returns how often the protection and the gate refused something since the maps were made.
+func (s *Sensor) Refused() uint64 {
+	c, err := s.counters()
+	if err != nil {
+		return ^uint64(0)
+	}
+	return c.refused
+}
+
 // eventInterval is how often the ring buffer is emptied: waking the reader from the kernel
 // would make every execve on the host 25 µs slower.
 const eventInterval = 100 * time.Millisecond

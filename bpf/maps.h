@@ -9,6 +9,10 @@
  *	owners     T1: client socket → who may use it
  *	claims     T2: client socket → who called connect()
  *	inodes     T1: files that were executed or mapped as code; needs CONFIG_BPF_LSM
+ *	guarded    T1: folders and files of the agent, while protection is on
+ *	own        T1: the sensor's maps, programs and links by their ids, for protection
+ *	doors      T1: paths of the cgroups that may connect, for the gate
+ *	admitted   T1: ids of those of them that exist
  *	code       T1: what a process has mapped as code
  *	starting   T1: what is known of an execve while it is at work, on its task
  *	execs      exec_id → what is known of an execve beside the task's record; LRU
@@ -55,6 +59,7 @@ STORAGE(bindings, BPF_MAP_TYPE_SK_STORAGE, struct binding);
 STORAGE(owners, BPF_MAP_TYPE_SK_STORAGE, struct owner);
 STORAGE(claims, BPF_MAP_TYPE_SK_STORAGE, struct claim);
 STORAGE(inodes, BPF_MAP_TYPE_INODE_STORAGE, struct inode_state);
+STORAGE(guarded, BPF_MAP_TYPE_INODE_STORAGE, __u32);
 STORAGE(code, BPF_MAP_TYPE_TASK_STORAGE, struct code_record);
 STORAGE(starting, BPF_MAP_TYPE_TASK_STORAGE, struct exec_facts);
 
@@ -71,6 +76,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct exec_info);
 } exec_scratch SEC(".maps");
+
+#define SET(map, size, element)                                                                    \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_HASH);                                                   \
+		__uint(max_entries, size);                                                         \
+		__type(key, element);                                                              \
+		__type(value, __u32);                                                              \
+	} map SEC(".maps")
+
+typedef char cgroup_path[CGROUP_PATH];
+
+SET(own, 256, __u64);
+SET(doors, 64, cgroup_path);
+SET(admitted, 64, __u64);
 
 #define SINGLE(map, record)                                                                        \
 	struct {                                                                                   \

@@ -1,12 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * T1, lsm/… only, opt-in: the agent can not be debugged, killed, stopped or crashed, and its
- * pins can not be removed, by anybody but itself and process 1, as long as it lives.
+ * T1, lsm/… only, opt-in: as long as the agent lives, nobody but itself and process 1
  *
+ *   ptrace_access_check   debugs it, or reads or writes its memory, or takes its descriptors
+ *   task_kill             kills, stops or crashes it
+ *   inode_permission      opens, removes, renames, links, makes or looks up anything in its
+ *                         folders: every path walk through a folder asks for leave to search it
+ *   inode_rename, inode_setattr  moves these folders or changes their attributes
+ *   sb_umount             unmounts the pins
+ *   bpf_map, bpf_prog     gets a descriptor of one of the sensor's maps or programs
+ *   bpf                   gets one of a link by its id; by its pin: inode_permission
+ *
+ * Each refusal is EPERM, an event, and counted.
  * State: settings.protected is the exec_id of the agent; exec ids are not used again, and the
  * exit of the agent clears it. So the way out is to end the agent: by its service manager
  * (process 1 may send any signal) or by SIGTERM, which everybody with the right may send.
- * Not covered: bpf(2) by another process with CAP_BPF or CAP_SYS_ADMIN.
+ * Not covered: descriptors that were got before, other names (hard links, bind mounts) that
+ * were made before, the disk below the file system, kernel modules.
+ * Minimum kernel 5.11.
  */
 #pragma once
 
@@ -17,26 +28,32 @@
 /* The settings, if somebody else than the agent or process 1 acts while the agent is protected. */
 static __always_inline struct sensor_settings *stranger(void)
 {
-	__u32 zero = 0, tgid = bpf_get_current_pid_tgid() >> 32;
-	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct sensor_settings *s = agreed();
 	return s && s->protected && tgid != 1 && tgid != s->agent_tgid ? s : 0;
 }
 
-static __always_inline int is_agent(struct sensor_settings *s, struct task_struct *t)
+static __always_inline int runs_agent(struct sensor_settings *s, struct task_struct *t)
 {
 	return exec_id_of(t->group_leader) == s->protected;
 }
 
-static __always_inline int holds_pins(struct sensor_settings *s, struct inode *dir)
+static __always_inline int is_guarded(struct inode *i)
 {
-	return dir->i_ino == s->pin_ino && dir->i_sb->s_dev == s->pin_dev;
+	return i && bpf_inode_storage_get(&guarded, i, 0, 0);
+}
+
+static __always_inline int is_own(__u64 kind, __u32 id)
+{
+	__u64 key = kind << 32 | id;
+	return bpf_map_lookup_elem(&own, &key) != 0;
 }
 
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(on_protect_ptrace, struct task_struct *child, unsigned int mode, int ret)
 {
 	struct sensor_settings *s = ret || !(mode & PTRACE_MODE_ATTACH) ? 0 : stranger();
-	return s && is_agent(s, child) ? -EPERM : ret;
+	return s && runs_agent(s, child) ? refuse(REFUSED_DEBUG) : ret;
 }
 
 SEC("lsm/task_kill")
@@ -46,28 +63,63 @@ int BPF_PROG(on_protect_kill, struct task_struct *p, struct kernel_siginfo *info
 	if (ret || sig == 0 || sig == SIGINT || sig == SIGTERM || sig == SIGCHLD || sig == SIGCONT)
 		return ret;
 	struct sensor_settings *s = stranger();
-	return s && is_agent(s, p) ? -EPERM : 0;
+	return s && runs_agent(s, p) ? refuse(REFUSED_SIGNAL) : 0;
 }
 
-SEC("lsm/inode_unlink")
-int BPF_PROG(on_protect_unlink, struct inode *dir, struct dentry *d, int ret)
+SEC("lsm/inode_permission")
+int BPF_PROG(on_protect_permission, struct inode *inode, int mask, int ret)
 {
-	struct sensor_settings *s = ret ? 0 : stranger();
-	return s && holds_pins(s, dir) ? -EPERM : ret;
+	return !ret && is_guarded(inode) && stranger() ? refuse(REFUSED_FILE) : ret;
 }
 
 SEC("lsm/inode_rename")
-int BPF_PROG(on_protect_rename, struct inode *from, struct dentry *d, struct inode *to)
+int BPF_PROG(on_protect_rename, struct inode *from, struct dentry *d, struct inode *to,
+	     struct dentry *over)
 {
-	struct sensor_settings *s = stranger();
-	return s && (holds_pins(s, from) || holds_pins(s, to)) ? -EPERM : 0;
+	return (is_guarded(d->d_inode) || is_guarded(over->d_inode)) && stranger()
+		       ? refuse(REFUSED_FILE)
+		       : 0;
+}
+
+SEC("lsm/inode_setattr")
+int BPF_PROG(on_protect_setattr, struct mnt_idmap *idmap, struct dentry *d)
+{
+	return is_guarded(d->d_inode) && stranger() ? refuse(REFUSED_FILE) : 0;
+}
+
+SEC("lsm/inode_setattr")
+int BPF_PROG(on_protect_setattr_6_1, struct dentry *d)
+{
+	return is_guarded(d->d_inode) && stranger() ? refuse(REFUSED_FILE) : 0;
 }
 
 SEC("lsm/sb_umount")
 int BPF_PROG(on_protect_umount, struct vfsmount *mnt, int flags, int ret)
 {
 	struct sensor_settings *s = ret ? 0 : stranger();
-	return s && mnt->mnt_sb->s_dev == s->pin_dev ? -EPERM : ret;
+	return s && mnt->mnt_sb->s_dev == s->pin_dev ? refuse(REFUSED_UMOUNT) : ret;
+}
+
+SEC("lsm/bpf_map")
+int BPF_PROG(on_protect_map, struct bpf_map *map, unsigned int mode, int ret)
+{
+	return !ret && is_own(OWN_MAP, map->id) && stranger() ? refuse(REFUSED_MAP) : ret;
+}
+
+SEC("lsm/bpf_prog")
+int BPF_PROG(on_protect_program, struct bpf_prog *prog, int ret)
+{
+	return !ret && is_own(OWN_PROGRAM, prog->aux->id) && stranger() ? refuse(REFUSED_PROGRAM)
+									: ret;
+}
+
+SEC("lsm/bpf")
+int BPF_PROG(on_protect_link, int cmd, union bpf_attr *attr)
+{
+	__u32 id = 0;
+	if (cmd != BPF_LINK_GET_FD_BY_ID || bpf_probe_read_kernel(&id, sizeof(id), attr))
+		return 0;
+	return is_own(OWN_LINK, id) && stranger() ? refuse(REFUSED_LINK) : 0;
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -75,8 +127,7 @@ int BPF_PROG(on_protect_exit, struct task_struct *t)
 {
 	if (t->pid != t->tgid)
 		return 0;
-	__u32 zero = 0;
-	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
+	struct sensor_settings *s = agreed();
 	if (s && s->protected && t->tgid == s->agent_tgid)
 		s->protected = 0;
 	return 0;

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"golang.org/x/sys/unix"
 	"io"
@@ -48,10 +49,26 @@ func playRole(role string) {
 	case "bomb":
 		playBomb()
 	case "protected":
-		_, err := Load(Config{PinDir: os.Getenv("ASSAY_PINS"), Protect: true, Logger: slog.New(slog.DiscardHandler)})
+		s, err := Load(Config{PinDir: os.Getenv("ASSAY_PINS"), DataDir: os.Getenv("ASSAY_DATA"), Protect: true, Logger: slog.New(slog.DiscardHandler)})
 		check(err)
-		say("ready")
-		wait()
+		m, err := s.maps["tasks"].Info()
+		check(err)
+		id, _ := m.ID()
+		l, err := s.links["on_exec"].Info()
+		check(err)
+		fmt.Println(id, l.Program, l.ID)
+		_ = s.Events(context.Background(), func(e Event) {
+			if e.Kind == EventRefused {
+				fmt.Println(e.Process.TGID, e.UID, uint32(e.Refused), e.Process.ExecID, s.Refused())
+			}
+		})
+	case "try": // connects once
+		fd := clientSocket()
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("ASSAY_SOCKET")}); err != nil {
+			say(err.Error())
+		} else {
+			say("connected")
+		}
 	case "thread-exec": // the same, from a thread that is not the leader
 		os.Setenv("ASSAY_ROLE", "wait")
 		runtime.LockOSThread()

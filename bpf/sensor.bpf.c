@@ -23,6 +23,8 @@
 #include "seed.bpf.h"
 #include "connect.bpf.h"
 #include "lsm.bpf.h"
+#include "refuse.h"
+#include "gate.bpf.h"
 #include "protect.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

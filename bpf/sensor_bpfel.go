@@ -16,65 +16,77 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sensorMapBindings         = "bindings"
-	sensorMapClaims           = "claims"
-	sensorMapCode             = "code"
-	sensorMapEvents           = "events"
-	sensorMapExecScratch      = "exec_scratch"
-	sensorMapExecs            = "execs"
-	sensorMapInodes           = "inodes"
-	sensorMapListeners        = "listeners"
-	sensorMapLooked           = "looked"
-	sensorMapOwners           = "owners"
-	sensorMapScratch          = "scratch"
-	sensorMapSettings         = "settings"
-	sensorMapStarting         = "starting"
-	sensorMapState            = "state"
-	sensorMapTasks            = "tasks"
-	sensorProgLook            = "look"
-	sensorProgOnAsk           = "on_ask"
-	sensorProgOnBeginExec     = "on_begin_exec"
-	sensorProgOnCgroupAttach  = "on_cgroup_attach"
-	sensorProgOnConnect       = "on_connect"
-	sensorProgOnCredsForExec  = "on_creds_for_exec"
-	sensorProgOnExec          = "on_exec"
-	sensorProgOnFileOpen      = "on_file_open"
-	sensorProgOnFileReceive   = "on_file_receive"
-	sensorProgOnFork          = "on_fork"
-	sensorProgOnForkCode      = "on_fork_code"
-	sensorProgOnGetsockname   = "on_getsockname"
-	sensorProgOnIma           = "on_ima"
-	sensorProgOnImage         = "on_image"
-	sensorProgOnMmap          = "on_mmap"
-	sensorProgOnMmapLock      = "on_mmap_lock"
-	sensorProgOnMprotect      = "on_mprotect"
-	sensorProgOnNewCode       = "on_new_code"
-	sensorProgOnPrepareExec   = "on_prepare_exec"
-	sensorProgOnProtectExit   = "on_protect_exit"
-	sensorProgOnProtectKill   = "on_protect_kill"
-	sensorProgOnProtectPtrace = "on_protect_ptrace"
-	sensorProgOnProtectRename = "on_protect_rename"
-	sensorProgOnProtectUmount = "on_protect_umount"
-	sensorProgOnProtectUnlink = "on_protect_unlink"
-	sensorProgOnPtraceAccess  = "on_ptrace_access"
-	sensorProgOnRecvmsg       = "on_recvmsg"
-	sensorProgOnSendmsg       = "on_sendmsg"
-	sensorProgOnSetattr       = "on_setattr"
-	sensorProgOnSetattr61     = "on_setattr_6_1"
-	sensorProgOnSignal        = "on_signal"
-	sensorProgOnSplice        = "on_splice"
-	sensorProgOnTraceme       = "on_traceme"
-	sensorProgOnUnixConnect   = "on_unix_connect"
-	sensorProgOnVerity        = "on_verity"
-	sensorProgSeeAsk          = "see_ask"
-	sensorProgSeeBeginExec    = "see_begin_exec"
-	sensorProgSeeFileReceive  = "see_file_receive"
-	sensorProgSeePtraceAccess = "see_ptrace_access"
-	sensorProgSeeRecvmsg      = "see_recvmsg"
-	sensorProgSeeSendmsg      = "see_sendmsg"
-	sensorProgSeeTraceme      = "see_traceme"
-	sensorProgSeeUnixConnect  = "see_unix_connect"
-	sensorProgSeed            = "seed"
+	sensorMapAdmitted             = "admitted"
+	sensorMapBindings             = "bindings"
+	sensorMapClaims               = "claims"
+	sensorMapCode                 = "code"
+	sensorMapDoors                = "doors"
+	sensorMapEvents               = "events"
+	sensorMapExecScratch          = "exec_scratch"
+	sensorMapExecs                = "execs"
+	sensorMapGuarded              = "guarded"
+	sensorMapInodes               = "inodes"
+	sensorMapListeners            = "listeners"
+	sensorMapLooked               = "looked"
+	sensorMapOwn                  = "own"
+	sensorMapOwners               = "owners"
+	sensorMapScratch              = "scratch"
+	sensorMapSettings             = "settings"
+	sensorMapStarting             = "starting"
+	sensorMapState                = "state"
+	sensorMapTasks                = "tasks"
+	sensorProgLook                = "look"
+	sensorProgOnAsk               = "on_ask"
+	sensorProgOnBeginExec         = "on_begin_exec"
+	sensorProgOnCgroupAttach      = "on_cgroup_attach"
+	sensorProgOnConnect           = "on_connect"
+	sensorProgOnCredsForExec      = "on_creds_for_exec"
+	sensorProgOnExec              = "on_exec"
+	sensorProgOnFileOpen          = "on_file_open"
+	sensorProgOnFileReceive       = "on_file_receive"
+	sensorProgOnFork              = "on_fork"
+	sensorProgOnForkCode          = "on_fork_code"
+	sensorProgOnGate              = "on_gate"
+	sensorProgOnGateMkdir         = "on_gate_mkdir"
+	sensorProgOnGateRmdir         = "on_gate_rmdir"
+	sensorProgOnGetsockname       = "on_getsockname"
+	sensorProgOnIma               = "on_ima"
+	sensorProgOnImage             = "on_image"
+	sensorProgOnMmap              = "on_mmap"
+	sensorProgOnMmapLock          = "on_mmap_lock"
+	sensorProgOnMprotect          = "on_mprotect"
+	sensorProgOnNewCode           = "on_new_code"
+	sensorProgOnPrepareExec       = "on_prepare_exec"
+	sensorProgOnProtectExit       = "on_protect_exit"
+	sensorProgOnProtectKill       = "on_protect_kill"
+	sensorProgOnProtectLink       = "on_protect_link"
+	sensorProgOnProtectMap        = "on_protect_map"
+	sensorProgOnProtectPermission = "on_protect_permission"
+	sensorProgOnProtectProgram    = "on_protect_program"
+	sensorProgOnProtectPtrace     = "on_protect_ptrace"
+	sensorProgOnProtectRename     = "on_protect_rename"
+	sensorProgOnProtectSetattr    = "on_protect_setattr"
+	sensorProgOnProtectSetattr61  = "on_protect_setattr_6_1"
+	sensorProgOnProtectUmount     = "on_protect_umount"
+	sensorProgOnPtraceAccess      = "on_ptrace_access"
+	sensorProgOnRecvmsg           = "on_recvmsg"
+	sensorProgOnSendmsg           = "on_sendmsg"
+	sensorProgOnSetattr           = "on_setattr"
+	sensorProgOnSetattr61         = "on_setattr_6_1"
+	sensorProgOnSignal            = "on_signal"
+	sensorProgOnSplice            = "on_splice"
+	sensorProgOnTraceme           = "on_traceme"
+	sensorProgOnUnixConnect       = "on_unix_connect"
+	sensorProgOnVerity            = "on_verity"
+	sensorProgSeeAsk              = "see_ask"
+	sensorProgSeeBeginExec        = "see_begin_exec"
+	sensorProgSeeFileReceive      = "see_file_receive"
+	sensorProgSeePtraceAccess     = "see_ptrace_access"
+	sensorProgSeeRecvmsg          = "see_recvmsg"
+	sensorProgSeeSendmsg          = "see_sendmsg"
+	sensorProgSeeTraceme          = "see_traceme"
+	sensorProgSeeUnixConnect      = "see_unix_connect"
+	sensorProgSeed                = "seed"
 )
 
 // loadSensor returns the embedded CollectionSpec for sensor.
@@ -119,65 +131,77 @@ type sensorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorProgramSpecs struct {
-	Look            *ebpf.ProgramSpec `ebpf:"look"`
-	OnAsk           *ebpf.ProgramSpec `ebpf:"on_ask"`
-	OnBeginExec     *ebpf.ProgramSpec `ebpf:"on_begin_exec"`
-	OnCgroupAttach  *ebpf.ProgramSpec `ebpf:"on_cgroup_attach"`
-	OnConnect       *ebpf.ProgramSpec `ebpf:"on_connect"`
-	OnCredsForExec  *ebpf.ProgramSpec `ebpf:"on_creds_for_exec"`
-	OnExec          *ebpf.ProgramSpec `ebpf:"on_exec"`
-	OnFileOpen      *ebpf.ProgramSpec `ebpf:"on_file_open"`
-	OnFileReceive   *ebpf.ProgramSpec `ebpf:"on_file_receive"`
-	OnFork          *ebpf.ProgramSpec `ebpf:"on_fork"`
-	OnForkCode      *ebpf.ProgramSpec `ebpf:"on_fork_code"`
-	OnGetsockname   *ebpf.ProgramSpec `ebpf:"on_getsockname"`
-	OnIma           *ebpf.ProgramSpec `ebpf:"on_ima"`
-	OnImage         *ebpf.ProgramSpec `ebpf:"on_image"`
-	OnMmap          *ebpf.ProgramSpec `ebpf:"on_mmap"`
-	OnMmapLock      *ebpf.ProgramSpec `ebpf:"on_mmap_lock"`
-	OnMprotect      *ebpf.ProgramSpec `ebpf:"on_mprotect"`
-	OnNewCode       *ebpf.ProgramSpec `ebpf:"on_new_code"`
-	OnPrepareExec   *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
-	OnProtectExit   *ebpf.ProgramSpec `ebpf:"on_protect_exit"`
-	OnProtectKill   *ebpf.ProgramSpec `ebpf:"on_protect_kill"`
-	OnProtectPtrace *ebpf.ProgramSpec `ebpf:"on_protect_ptrace"`
-	OnProtectRename *ebpf.ProgramSpec `ebpf:"on_protect_rename"`
-	OnProtectUmount *ebpf.ProgramSpec `ebpf:"on_protect_umount"`
-	OnProtectUnlink *ebpf.ProgramSpec `ebpf:"on_protect_unlink"`
-	OnPtraceAccess  *ebpf.ProgramSpec `ebpf:"on_ptrace_access"`
-	OnRecvmsg       *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
-	OnSendmsg       *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
-	OnSetattr       *ebpf.ProgramSpec `ebpf:"on_setattr"`
-	OnSetattr61     *ebpf.ProgramSpec `ebpf:"on_setattr_6_1"`
-	OnSignal        *ebpf.ProgramSpec `ebpf:"on_signal"`
-	OnSplice        *ebpf.ProgramSpec `ebpf:"on_splice"`
-	OnTraceme       *ebpf.ProgramSpec `ebpf:"on_traceme"`
-	OnUnixConnect   *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
-	OnVerity        *ebpf.ProgramSpec `ebpf:"on_verity"`
-	SeeAsk          *ebpf.ProgramSpec `ebpf:"see_ask"`
-	SeeBeginExec    *ebpf.ProgramSpec `ebpf:"see_begin_exec"`
-	SeeFileReceive  *ebpf.ProgramSpec `ebpf:"see_file_receive"`
-	SeePtraceAccess *ebpf.ProgramSpec `ebpf:"see_ptrace_access"`
-	SeeRecvmsg      *ebpf.ProgramSpec `ebpf:"see_recvmsg"`
-	SeeSendmsg      *ebpf.ProgramSpec `ebpf:"see_sendmsg"`
-	SeeTraceme      *ebpf.ProgramSpec `ebpf:"see_traceme"`
-	SeeUnixConnect  *ebpf.ProgramSpec `ebpf:"see_unix_connect"`
-	Seed            *ebpf.ProgramSpec `ebpf:"seed"`
+	Look                *ebpf.ProgramSpec `ebpf:"look"`
+	OnAsk               *ebpf.ProgramSpec `ebpf:"on_ask"`
+	OnBeginExec         *ebpf.ProgramSpec `ebpf:"on_begin_exec"`
+	OnCgroupAttach      *ebpf.ProgramSpec `ebpf:"on_cgroup_attach"`
+	OnConnect           *ebpf.ProgramSpec `ebpf:"on_connect"`
+	OnCredsForExec      *ebpf.ProgramSpec `ebpf:"on_creds_for_exec"`
+	OnExec              *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnFileOpen          *ebpf.ProgramSpec `ebpf:"on_file_open"`
+	OnFileReceive       *ebpf.ProgramSpec `ebpf:"on_file_receive"`
+	OnFork              *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnForkCode          *ebpf.ProgramSpec `ebpf:"on_fork_code"`
+	OnGate              *ebpf.ProgramSpec `ebpf:"on_gate"`
+	OnGateMkdir         *ebpf.ProgramSpec `ebpf:"on_gate_mkdir"`
+	OnGateRmdir         *ebpf.ProgramSpec `ebpf:"on_gate_rmdir"`
+	OnGetsockname       *ebpf.ProgramSpec `ebpf:"on_getsockname"`
+	OnIma               *ebpf.ProgramSpec `ebpf:"on_ima"`
+	OnImage             *ebpf.ProgramSpec `ebpf:"on_image"`
+	OnMmap              *ebpf.ProgramSpec `ebpf:"on_mmap"`
+	OnMmapLock          *ebpf.ProgramSpec `ebpf:"on_mmap_lock"`
+	OnMprotect          *ebpf.ProgramSpec `ebpf:"on_mprotect"`
+	OnNewCode           *ebpf.ProgramSpec `ebpf:"on_new_code"`
+	OnPrepareExec       *ebpf.ProgramSpec `ebpf:"on_prepare_exec"`
+	OnProtectExit       *ebpf.ProgramSpec `ebpf:"on_protect_exit"`
+	OnProtectKill       *ebpf.ProgramSpec `ebpf:"on_protect_kill"`
+	OnProtectLink       *ebpf.ProgramSpec `ebpf:"on_protect_link"`
+	OnProtectMap        *ebpf.ProgramSpec `ebpf:"on_protect_map"`
+	OnProtectPermission *ebpf.ProgramSpec `ebpf:"on_protect_permission"`
+	OnProtectProgram    *ebpf.ProgramSpec `ebpf:"on_protect_program"`
+	OnProtectPtrace     *ebpf.ProgramSpec `ebpf:"on_protect_ptrace"`
+	OnProtectRename     *ebpf.ProgramSpec `ebpf:"on_protect_rename"`
+	OnProtectSetattr    *ebpf.ProgramSpec `ebpf:"on_protect_setattr"`
+	OnProtectSetattr61  *ebpf.ProgramSpec `ebpf:"on_protect_setattr_6_1"`
+	OnProtectUmount     *ebpf.ProgramSpec `ebpf:"on_protect_umount"`
+	OnPtraceAccess      *ebpf.ProgramSpec `ebpf:"on_ptrace_access"`
+	OnRecvmsg           *ebpf.ProgramSpec `ebpf:"on_recvmsg"`
+	OnSendmsg           *ebpf.ProgramSpec `ebpf:"on_sendmsg"`
+	OnSetattr           *ebpf.ProgramSpec `ebpf:"on_setattr"`
+	OnSetattr61         *ebpf.ProgramSpec `ebpf:"on_setattr_6_1"`
+	OnSignal            *ebpf.ProgramSpec `ebpf:"on_signal"`
+	OnSplice            *ebpf.ProgramSpec `ebpf:"on_splice"`
+	OnTraceme           *ebpf.ProgramSpec `ebpf:"on_traceme"`
+	OnUnixConnect       *ebpf.ProgramSpec `ebpf:"on_unix_connect"`
+	OnVerity            *ebpf.ProgramSpec `ebpf:"on_verity"`
+	SeeAsk              *ebpf.ProgramSpec `ebpf:"see_ask"`
+	SeeBeginExec        *ebpf.ProgramSpec `ebpf:"see_begin_exec"`
+	SeeFileReceive      *ebpf.ProgramSpec `ebpf:"see_file_receive"`
+	SeePtraceAccess     *ebpf.ProgramSpec `ebpf:"see_ptrace_access"`
+	SeeRecvmsg          *ebpf.ProgramSpec `ebpf:"see_recvmsg"`
+	SeeSendmsg          *ebpf.ProgramSpec `ebpf:"see_sendmsg"`
+	SeeTraceme          *ebpf.ProgramSpec `ebpf:"see_traceme"`
+	SeeUnixConnect      *ebpf.ProgramSpec `ebpf:"see_unix_connect"`
+	Seed                *ebpf.ProgramSpec `ebpf:"seed"`
 }
 
 // sensorMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorMapSpecs struct {
+	Admitted    *ebpf.MapSpec `ebpf:"admitted"`
 	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
 	Claims      *ebpf.MapSpec `ebpf:"claims"`
 	Code        *ebpf.MapSpec `ebpf:"code"`
+	Doors       *ebpf.MapSpec `ebpf:"doors"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
 	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
 	Execs       *ebpf.MapSpec `ebpf:"execs"`
+	Guarded     *ebpf.MapSpec `ebpf:"guarded"`
 	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Looked      *ebpf.MapSpec `ebpf:"looked"`
+	Own         *ebpf.MapSpec `ebpf:"own"`
 	Owners      *ebpf.MapSpec `ebpf:"owners"`
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
 	Settings    *ebpf.MapSpec `ebpf:"settings"`
@@ -212,15 +236,19 @@ func (o *sensorObjects) Close() error {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorMaps struct {
+	Admitted    *ebpf.Map `ebpf:"admitted"`
 	Bindings    *ebpf.Map `ebpf:"bindings"`
 	Claims      *ebpf.Map `ebpf:"claims"`
 	Code        *ebpf.Map `ebpf:"code"`
+	Doors       *ebpf.Map `ebpf:"doors"`
 	Events      *ebpf.Map `ebpf:"events"`
 	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
 	Execs       *ebpf.Map `ebpf:"execs"`
+	Guarded     *ebpf.Map `ebpf:"guarded"`
 	Inodes      *ebpf.Map `ebpf:"inodes"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Looked      *ebpf.Map `ebpf:"looked"`
+	Own         *ebpf.Map `ebpf:"own"`
 	Owners      *ebpf.Map `ebpf:"owners"`
 	Scratch     *ebpf.Map `ebpf:"scratch"`
 	Settings    *ebpf.Map `ebpf:"settings"`
@@ -231,15 +259,19 @@ type sensorMaps struct {
 
 func (m *sensorMaps) Close() error {
 	return _SensorClose(
+		m.Admitted,
 		m.Bindings,
 		m.Claims,
 		m.Code,
+		m.Doors,
 		m.Events,
 		m.ExecScratch,
 		m.Execs,
+		m.Guarded,
 		m.Inodes,
 		m.Listeners,
 		m.Looked,
+		m.Own,
 		m.Owners,
 		m.Scratch,
 		m.Settings,
@@ -259,50 +291,58 @@ type sensorVariables struct {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorPrograms struct {
-	Look            *ebpf.Program `ebpf:"look"`
-	OnAsk           *ebpf.Program `ebpf:"on_ask"`
-	OnBeginExec     *ebpf.Program `ebpf:"on_begin_exec"`
-	OnCgroupAttach  *ebpf.Program `ebpf:"on_cgroup_attach"`
-	OnConnect       *ebpf.Program `ebpf:"on_connect"`
-	OnCredsForExec  *ebpf.Program `ebpf:"on_creds_for_exec"`
-	OnExec          *ebpf.Program `ebpf:"on_exec"`
-	OnFileOpen      *ebpf.Program `ebpf:"on_file_open"`
-	OnFileReceive   *ebpf.Program `ebpf:"on_file_receive"`
-	OnFork          *ebpf.Program `ebpf:"on_fork"`
-	OnForkCode      *ebpf.Program `ebpf:"on_fork_code"`
-	OnGetsockname   *ebpf.Program `ebpf:"on_getsockname"`
-	OnIma           *ebpf.Program `ebpf:"on_ima"`
-	OnImage         *ebpf.Program `ebpf:"on_image"`
-	OnMmap          *ebpf.Program `ebpf:"on_mmap"`
-	OnMmapLock      *ebpf.Program `ebpf:"on_mmap_lock"`
-	OnMprotect      *ebpf.Program `ebpf:"on_mprotect"`
-	OnNewCode       *ebpf.Program `ebpf:"on_new_code"`
-	OnPrepareExec   *ebpf.Program `ebpf:"on_prepare_exec"`
-	OnProtectExit   *ebpf.Program `ebpf:"on_protect_exit"`
-	OnProtectKill   *ebpf.Program `ebpf:"on_protect_kill"`
-	OnProtectPtrace *ebpf.Program `ebpf:"on_protect_ptrace"`
-	OnProtectRename *ebpf.Program `ebpf:"on_protect_rename"`
-	OnProtectUmount *ebpf.Program `ebpf:"on_protect_umount"`
-	OnProtectUnlink *ebpf.Program `ebpf:"on_protect_unlink"`
-	OnPtraceAccess  *ebpf.Program `ebpf:"on_ptrace_access"`
-	OnRecvmsg       *ebpf.Program `ebpf:"on_recvmsg"`
-	OnSendmsg       *ebpf.Program `ebpf:"on_sendmsg"`
-	OnSetattr       *ebpf.Program `ebpf:"on_setattr"`
-	OnSetattr61     *ebpf.Program `ebpf:"on_setattr_6_1"`
-	OnSignal        *ebpf.Program `ebpf:"on_signal"`
-	OnSplice        *ebpf.Program `ebpf:"on_splice"`
-	OnTraceme       *ebpf.Program `ebpf:"on_traceme"`
-	OnUnixConnect   *ebpf.Program `ebpf:"on_unix_connect"`
-	OnVerity        *ebpf.Program `ebpf:"on_verity"`
-	SeeAsk          *ebpf.Program `ebpf:"see_ask"`
-	SeeBeginExec    *ebpf.Program `ebpf:"see_begin_exec"`
-	SeeFileReceive  *ebpf.Program `ebpf:"see_file_receive"`
-	SeePtraceAccess *ebpf.Program `ebpf:"see_ptrace_access"`
-	SeeRecvmsg      *ebpf.Program `ebpf:"see_recvmsg"`
-	SeeSendmsg      *ebpf.Program `ebpf:"see_sendmsg"`
-	SeeTraceme      *ebpf.Program `ebpf:"see_traceme"`
-	SeeUnixConnect  *ebpf.Program `ebpf:"see_unix_connect"`
-	Seed            *ebpf.Program `ebpf:"seed"`
+	Look                *ebpf.Program `ebpf:"look"`
+	OnAsk               *ebpf.Program `ebpf:"on_ask"`
+	OnBeginExec         *ebpf.Program `ebpf:"on_begin_exec"`
+	OnCgroupAttach      *ebpf.Program `ebpf:"on_cgroup_attach"`
+	OnConnect           *ebpf.Program `ebpf:"on_connect"`
+	OnCredsForExec      *ebpf.Program `ebpf:"on_creds_for_exec"`
+	OnExec              *ebpf.Program `ebpf:"on_exec"`
+	OnFileOpen          *ebpf.Program `ebpf:"on_file_open"`
+	OnFileReceive       *ebpf.Program `ebpf:"on_file_receive"`
+	OnFork              *ebpf.Program `ebpf:"on_fork"`
+	OnForkCode          *ebpf.Program `ebpf:"on_fork_code"`
+	OnGate              *ebpf.Program `ebpf:"on_gate"`
+	OnGateMkdir         *ebpf.Program `ebpf:"on_gate_mkdir"`
+	OnGateRmdir         *ebpf.Program `ebpf:"on_gate_rmdir"`
+	OnGetsockname       *ebpf.Program `ebpf:"on_getsockname"`
+	OnIma               *ebpf.Program `ebpf:"on_ima"`
+	OnImage             *ebpf.Program `ebpf:"on_image"`
+	OnMmap              *ebpf.Program `ebpf:"on_mmap"`
+	OnMmapLock          *ebpf.Program `ebpf:"on_mmap_lock"`
+	OnMprotect          *ebpf.Program `ebpf:"on_mprotect"`
+	OnNewCode           *ebpf.Program `ebpf:"on_new_code"`
+	OnPrepareExec       *ebpf.Program `ebpf:"on_prepare_exec"`
+	OnProtectExit       *ebpf.Program `ebpf:"on_protect_exit"`
+	OnProtectKill       *ebpf.Program `ebpf:"on_protect_kill"`
+	OnProtectLink       *ebpf.Program `ebpf:"on_protect_link"`
+	OnProtectMap        *ebpf.Program `ebpf:"on_protect_map"`
+	OnProtectPermission *ebpf.Program `ebpf:"on_protect_permission"`
+	OnProtectProgram    *ebpf.Program `ebpf:"on_protect_program"`
+	OnProtectPtrace     *ebpf.Program `ebpf:"on_protect_ptrace"`
+	OnProtectRename     *ebpf.Program `ebpf:"on_protect_rename"`
+	OnProtectSetattr    *ebpf.Program `ebpf:"on_protect_setattr"`
+	OnProtectSetattr61  *ebpf.Program `ebpf:"on_protect_setattr_6_1"`
+	OnProtectUmount     *ebpf.Program `ebpf:"on_protect_umount"`
+	OnPtraceAccess      *ebpf.Program `ebpf:"on_ptrace_access"`
+	OnRecvmsg           *ebpf.Program `ebpf:"on_recvmsg"`
+	OnSendmsg           *ebpf.Program `ebpf:"on_sendmsg"`
+	OnSetattr           *ebpf.Program `ebpf:"on_setattr"`
+	OnSetattr61         *ebpf.Program `ebpf:"on_setattr_6_1"`
+	OnSignal            *ebpf.Program `ebpf:"on_signal"`
+	OnSplice            *ebpf.Program `ebpf:"on_splice"`
+	OnTraceme           *ebpf.Program `ebpf:"on_traceme"`
+	OnUnixConnect       *ebpf.Program `ebpf:"on_unix_connect"`
+	OnVerity            *ebpf.Program `ebpf:"on_verity"`
+	SeeAsk              *ebpf.Program `ebpf:"see_ask"`
+	SeeBeginExec        *ebpf.Program `ebpf:"see_begin_exec"`
+	SeeFileReceive      *ebpf.Program `ebpf:"see_file_receive"`
+	SeePtraceAccess     *ebpf.Program `ebpf:"see_ptrace_access"`
+	SeeRecvmsg          *ebpf.Program `ebpf:"see_recvmsg"`
+	SeeSendmsg          *ebpf.Program `ebpf:"see_sendmsg"`
+	SeeTraceme          *ebpf.Program `ebpf:"see_traceme"`
+	SeeUnixConnect      *ebpf.Program `ebpf:"see_unix_connect"`
+	Seed                *ebpf.Program `ebpf:"seed"`
 }
 
 func (p *sensorPrograms) Close() error {
@@ -318,6 +358,9 @@ func (p *sensorPrograms) Close() error {
 		p.OnFileReceive,
 		p.OnFork,
 		p.OnForkCode,
+		p.OnGate,
+		p.OnGateMkdir,
+		p.OnGateRmdir,
 		p.OnGetsockname,
 		p.OnIma,
 		p.OnImage,
@@ -328,10 +371,15 @@ func (p *sensorPrograms) Close() error {
 		p.OnPrepareExec,
 		p.OnProtectExit,
 		p.OnProtectKill,
+		p.OnProtectLink,
+		p.OnProtectMap,
+		p.OnProtectPermission,
+		p.OnProtectProgram,
 		p.OnProtectPtrace,
 		p.OnProtectRename,
+		p.OnProtectSetattr,
+		p.OnProtectSetattr61,
 		p.OnProtectUmount,
-		p.OnProtectUnlink,
 		p.OnPtraceAccess,
 		p.OnRecvmsg,
 		p.OnSendmsg,

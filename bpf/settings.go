@@ -23,7 +23,6 @@ type settings struct {
 	Build       uint64
 	TamperSince uint64
 	Protected   uint64
-	PinIno      uint64
 	PinDev      uint32
 	AgentTGID   uint32
 	Tier        uint32
@@ -101,12 +100,12 @@ func (s *Sensor) writeSettings(build uint64) error {
 	for i, name := range s.names {
 		copy(set.Names[i][:], name)
 	}
-	if s.links[protectPrograms[0]] != nil {
+	if s.protects() {
 		var st unix.Stat_t
 		if err := unix.Stat(s.dir, &st); err != nil {
 			return fmt.Errorf("looking at the pin directory: %w", err)
 		}
-		set.Protected, set.PinIno, set.PinDev = me.ExecID, st.Ino, unix.Major(st.Dev)<<20|unix.Minor(st.Dev)
+		set.Protected, set.PinDev = me.ExecID, kernelDevice(st.Dev)
 	}
 	if err := s.maps["settings"].Put(uint32(0), set); err != nil {
 		return fmt.Errorf("writing the sensor's settings: %w", err)

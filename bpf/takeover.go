@@ -13,8 +13,10 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// inodesMap is the only map that a kernel may lack.
 const inodesMap = "inodes"
+
+// inodeMaps are the only maps that a kernel may lack.
+var inodeMaps = []string{inodesMap, "guarded"}
 
 // takeOver uses the pins of an earlier agent; why tells what speaks against it.
 func (s *Sensor) takeOver() (why string, err error) {
@@ -22,7 +24,7 @@ func (s *Sensor) takeOver() (why string, err error) {
 		return "none are pinned", nil
 	}
 	for name := range s.spec.Maps {
-		if _, err := os.Stat(mapPin(s.dir, name)); name == inodesMap && errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(mapPin(s.dir, name)); slices.Contains(inodeMaps, name) && errors.Is(err, os.ErrNotExist) {
 			continue // this kernel has none
 		}
 		m, err := ebpf.LoadPinnedMap(mapPin(s.dir, name), nil)

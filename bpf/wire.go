@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -20,7 +22,7 @@ const (
 	bindingSize = 1328
 	execSize    = 424
 	eventSize   = 72
-	stateSize   = 80
+	stateSize   = 88
 	maxAncestor = 16
 )
 
@@ -64,6 +66,8 @@ type File struct {
 
 // StatDevice returns the device as stat(2) encodes it.
 func (f File) StatDevice() uint64 { return statDevice(f.Device) }
+
+func kernelDevice(dev uint64) uint32 { return unix.Major(dev)<<20 | unix.Minor(dev) }
 
 func statDevice(dev uint32) uint64 {
 	major, minor := uint64(dev>>20), uint64(dev&0xfffff)
@@ -254,11 +258,20 @@ func decodeEvent(raw []byte, bootID string) (Event, error) {
 	e := Event{Process: selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}}
 	e.Time, e.ParentExecID, e.CgroupID, e.Inode = r.u64(), r.u64(), r.u64(), r.u64()
 	e.Device, e.Process.TGID, e.UID, e.Flags = r.u32(), r.u32(), r.u32(), Flags(r.u32())
-	e.Kind, e.Tampering = EventKind(r.u32()), Tampering(r.u32())
-	if e.Kind < EventExec || e.Kind > EventMoved || e.Tampering&^knownTampering != 0 {
+	e.Kind = EventKind(r.u32())
+	detail := r.u32()
+	switch e.Kind {
+	case EventExec, EventTamper, EventMoved:
+		e.Tampering = Tampering(detail)
+	case EventRefused:
+		e.Refused = Refused(detail)
+	default:
 		return Event{}, fmt.Errorf("%w: an event of kind %d", ErrMalformed, e.Kind)
 	}
-	if e.Process.ExecID == 0 || e.Process.TGID == 0 || e.Flags&^knownFlags != 0 {
+	if e.Tampering&^knownTampering != 0 || int(e.Refused) >= len(refusedNames) {
+		return Event{}, fmt.Errorf("%w: an event of kind %d about %d", ErrMalformed, e.Kind, detail)
+	}
+	if e.Process.ExecID == 0 && e.Kind != EventRefused || e.Process.TGID == 0 || e.Flags&^knownFlags != 0 {
 		return Event{}, fmt.Errorf("%w: an event without a process", ErrMalformed)
 	}
 	return e, nil

@@ -231,8 +231,19 @@ _Static_assert(sizeof(struct exec_info) == 424, "exec_info");
 #define EVENT_EXEC 1u
 #define EVENT_TAMPER 2u
 #define EVENT_MOVED 3u
+#define EVENT_REFUSED 4u
 
-/* An execve, for history; or a change of a process that is bound. */
+/* event.what of EVENT_REFUSED: what somebody was not allowed to do to the agent */
+#define REFUSED_DEBUG 1u
+#define REFUSED_SIGNAL 2u
+#define REFUSED_FILE 3u
+#define REFUSED_UMOUNT 4u
+#define REFUSED_MAP 5u
+#define REFUSED_PROGRAM 6u
+#define REFUSED_LINK 7u
+#define REFUSED_CONNECT 8u
+
+/* An execve, for history; a change of a process that is bound; or what a process tried. */
 struct event {
 	__u64 exec_id;
 	__u64 start;
@@ -245,7 +256,10 @@ struct event {
 	__u32 uid;
 	__u32 flags;
 	__u32 kind;
-	__u32 tamper; /* integrity.flags */
+	union {
+		__u32 tamper; /* integrity.flags */
+		__u32 what;   /* of EVENT_REFUSED */
+	};
 };
 _Static_assert(sizeof(struct event) == 72, "event");
 
@@ -258,8 +272,16 @@ struct sensor_state {
 	__u64 records_lost; /* no memory for a record, or storage was busy */
 	__u64 next_token;   /* for inodes; starts at 1 */
 	struct namespaces host; /* the initial ones, found by seeding */
+	__u64 refused;          /* EVENT_REFUSED, also those that were lost */
 };
-_Static_assert(sizeof(struct sensor_state) == 80, "sensor_state");
+_Static_assert(sizeof(struct sensor_state) == 88, "sensor_state");
+
+/* Keys of the map `own`: kind << 32 | id */
+#define OWN_MAP 1ull
+#define OWN_PROGRAM 2ull
+#define OWN_LINK 3ull
+
+#define CGROUP_PATH 256 /* with its NUL, padded by 0 */
 
 #define SOCKET_NAMES 8
 #define SOCKET_NAME 112 /* more than fits into sun_path; a multiple of 8 */
@@ -269,12 +291,11 @@ struct sensor_settings {
 	__u64 build;        /* of the object that made the pins; 0 until all of it works */
 	__u64 tamper_since; /* images from this exec_id on were watched all their life */
 	__u64 protected;    /* exec_id of the agent, 0: protection is off */
-	__u64 pin_ino;      /* the folder of the pins, while protection is on */
-	__u32 pin_dev;
-	__u32 agent_tgid; /* who may ask for bindings */
+	__u32 pin_dev;      /* of the BPF file system that holds the pins, while protection is on */
+	__u32 agent_tgid;   /* who may ask for bindings */
 	__u32 tier;
 	__u32 tamper_seen; /* integrity.flags that the hooks here never miss */
 	/* T2: last components of the paths by which the agent's sockets are reached, padded by 0 */
 	char names[SOCKET_NAMES][SOCKET_NAME];
 };
-_Static_assert(sizeof(struct sensor_settings) == 944, "sensor_settings");
+_Static_assert(sizeof(struct sensor_settings) == 936, "sensor_settings");
