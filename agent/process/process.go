@@ -219,7 +219,8 @@ func (p *Process) SupplementaryGroups() ([]uint32, error) {
 	if err := p.after("reading the supplementary groups", err); err != nil {
 		return nil, err
 	}
-	return parseGroups(status)
+	s, err := parseStatus(status)
+	return s.Groups, err
 }
 
 // after judges a reading: it counts only if the process is still the pinned image, and if it

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -95,16 +96,15 @@ func start(t *testing.T, path string, groups ...uint32) *program {
 	if groups != nil {
 		p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}}
 	}
-	in, err := p.StdinPipe()
-	check(err)
-	out, err := p.StdoutPipe()
-	check(err)
-	p.in, p.out = in, bufio.NewReader(out)
+	p.in = must(p.StdinPipe())
+	p.attachOut()
 	check(p.Start())
 	t.Cleanup(p.stop)
 	p.ready()
 	return p
 }
+
+func (p *program) attachOut() { p.out = bufio.NewReader(must(p.StdoutPipe())) }
 
 func (p *program) ready() { _, err := p.out.ReadString('\n'); check(err) }
 
@@ -237,29 +237,39 @@ func TestThreadNumber(t *testing.T) {
 
 func must[T any](v T, err error) T { check(err); return v }
 
-func TestParseGroups(t *testing.T) {
-	for in, want := range map[string][]uint32{"Name:\tx\nGroups:\t0 4294967295 \n": {0, 4294967295}, "Groups:\t \nNStgid:\t1\n": {}} {
-		if got, err := parseGroups([]byte(in)); err != nil || !slices.Equal(got, want) {
-			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
-		}
+const rights = "Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t4294967295\nGroups:\t0 4294967295 \nNStgid:\t1\nCapInh:\t0\nCapPrm:\t00000000000000ff\nCapEff:\t8000000000000000\nNoNewPrivs:\t1\n"
+
+func TestParseStatus(t *testing.T) {
+	want := Status{UIDs: [4]uint32{1, 2, 3, 4}, GIDs: [4]uint32{5, 6, 7, 4294967295}, Groups: []uint32{0, 4294967295},
+		Permitted: 0xff, Effective: 1 << 63, NoNewPrivs: true}
+	if got, err := parseStatus([]byte("Name:\tUid: 9\n" + rights)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v", got, err)
 	}
-	for _, in := range []string{"", "Name:\tGroups: 1\n", "Groups: -1\n", "Groups: 4294967296\n", "Groups: x"} {
-		if got, err := parseGroups([]byte(in)); err == nil {
-			t.Errorf("%q was read as %v", in, got)
+	want.Groups, want.Seccomp = []uint32{}, 2
+	if got, err := parseStatus([]byte(strings.Replace(rights, "0 4294967295", "", 1) + "Seccomp:\t2\n")); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("no groups: %+v, %v", got, err)
+	}
+	for name, in := range map[string]string{
+		"empty": "", "negative": strings.Replace(rights, "Groups:\t0", "Groups:\t-1", 1), "too large": strings.Replace(rights, "4294967295 ", "4294967296", 1),
+		"a line is missing": strings.Replace(rights, "Groups", "groups", 1), "three": strings.Replace(rights, "1\t2\t3\t4", "1\t2\t3", 1),
+		"no hex": strings.Replace(rights, "ff", "xx", 1), "no word": strings.Replace(rights, "NoNewPrivs:\t1", "NoNewPrivs:", 1),
+	} {
+		if got, err := parseStatus([]byte(in)); err == nil {
+			t.Errorf("%s was read as %+v", name, got)
 		}
 	}
 }
 
-func FuzzParseGroups(f *testing.F) {
-	f.Add([]byte("Name:\tcat\nGroups:\t4 24 27 \n"))
+func FuzzParseStatus(f *testing.F) {
+	f.Add([]byte(rights))
 	f.Add([]byte("Groups:"))
 	f.Fuzz(func(t *testing.T, status []byte) {
-		groups, err := parseGroups(status)
-		if err != nil && groups != nil {
-			t.Errorf("%v and %v", groups, err)
+		s, err := parseStatus(status)
+		if err != nil && s.Groups != nil {
+			t.Errorf("%v and %v", s, err)
 		}
-		if len(groups) > len(status) {
-			t.Errorf("%d groups out of %d bytes", len(groups), len(status))
+		if len(s.Groups) > len(status) {
+			t.Errorf("%d groups out of %d bytes", len(s.Groups), len(status))
 		}
 	})
 }
