@@ -23,7 +23,7 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		TrustDomain: s.a.conf.trustDomain.Name(), Tier: evidencepb.Tier(s.a.sensor.Tier()),
 		Connected: s.a.server.Connected(), Revision: state.Revision,
 		Entries: uint32(state.Entries), Svids: uint32(state.SVIDs), Streams: uint32(s.a.streams.Load()),
-		LostEvents: s.a.sensor.Lost(),
+		LostEvents: s.a.sensor.Lost(), Refused: s.a.sensor.Refused(),
 	}
 	if !state.Synced.IsZero() {
 		resp.SyncedAt = state.Synced.Unix()

@@ -60,7 +60,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	a.sensor, err = bpf.Load(bpf.Config{PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, KernelDigests: a.conf.KernelDigests, Protect: a.conf.Protect, Logger: a.log})
+	a.sensor, err = bpf.Load(bpf.Config{
+		PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, KernelDigests: a.conf.KernelDigests,
+		SocketNames: a.conf.SocketNames, ConnectFrom: a.conf.ConnectFrom,
+		Protect: a.conf.Protect, DataDir: a.conf.DataDir, Logger: a.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -111,7 +115,16 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
-	group.Go(func() error { return a.sensor.Events(ctx, workloads.Notify) })
+	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
+	group.Go(func() error {
+		return a.sensor.Events(ctx, func(e bpf.Event) {
+			if e.Kind == bpf.EventRefused {
+				refused.report(e)
+			} else {
+				workloads.Notify(e)
+			}
+		})
+	})
 	for server, l := range map[*grpc.Server]net.Listener{faces: workloads, operators: admin} {
 		group.Go(func() error { return server.Serve(l) })
 		group.Go(func() error {

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -41,8 +42,15 @@ type Config struct {
 	// KernelDigests has the kernel hash every program that is executed (IMA, T1): the digest is
 	// then the kernel's own, and each execve of a new file costs the reading of it.
 	KernelDigests bool `hcl:"kernel_digests,optional"`
-	// Protect has the kernel refuse others, root included, to debug or kill the agent or to remove
-	// its sensor (T1). SIGTERM still ends it: systemctl stop works.
+	// SocketNames are other names of the socket's file, where workloads reach it by a symbolic link
+	// or a mount that is called otherwise: at T2 the caller of a name that is not known is refused.
+	SocketNames []string `hcl:"socket_names,optional"`
+	// ConnectFrom lists the cgroups (v2) that may connect, from there and below, for example
+	// "/system.slice"; the kernel refuses all others (T1). They need not exist yet. Empty is all.
+	ConnectFrom []string `hcl:"connect_from,optional"`
+	// Protect has the kernel refuse others, root included, to debug or kill the agent, to use its
+	// data_dir, or to get at its sensor (T1). Each try is logged. SIGTERM still ends it: systemctl
+	// stop works, and then `assay-agent unload`.
 	Protect bool `hcl:"protect,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
@@ -108,6 +116,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
+	}
+	if err := (bpf.Config{SocketNames: append([]string{filepath.Base(c.SocketPath)}, c.SocketNames...), ConnectFrom: c.ConnectFrom}).Validate(); err != nil {
+		return nil, err
 	}
 	if (c.TPM == nil) == (c.JoinToken == nil) {
 		return nil, errors.New("name exactly one way of attestation: a block tpm { } or a block join_token { token = \"…\" }")

@@ -47,6 +47,17 @@ type Config struct {
 	Logger      *slog.Logger
 }
 
+// Validate finds lists that no kernel could follow.
+func (c Config) Validate() error {
+	if err := checkNames(c.SocketNames); err != nil {
+		return fmt.Errorf("socket_names: %w", err)
+	}
+	if err := checkCgroupPaths(c.ConnectFrom); err != nil {
+		return fmt.Errorf("connect_from: %w", err)
+	}
+	return nil
+}
+
 // Sensor is the loaded sensor. Its methods may be called from several goroutines, except
 // that questions about one socket (Binding) must not overlap.
 type Sensor struct {
@@ -80,11 +91,8 @@ func Load(c Config) (*Sensor, error) {
 	if err := checkHost(c.PinDir); err != nil {
 		return nil, err
 	}
-	if err := checkNames(c.SocketNames); err != nil {
-		return nil, fmt.Errorf("socket_names: %w", err)
-	}
-	if err := checkCgroupPaths(c.ConnectFrom); err != nil {
-		return nil, fmt.Errorf("connect_from: %w", err)
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
 	if err := s.load(c); err != nil {

@@ -45,7 +45,7 @@ func (a *app) agent() *cobra.Command {
 		}
 		return a.show(s, func(w io.Writer) {
 			fmt.Fprintf(w, "node\t%s until %s\ntier\t%s\nserver\tconnected=%v, view of revision %d from %s\n", s.AgentId, timeText(s.SvidExpiresAt), tierText(s.Tier), s.Connected, s.Revision, timeText(s.SyncedAt))
-			fmt.Fprintf(w, "entries\t%d\nsvids\t%d\nstreams\t%d\nlost events\t%d\n", s.Entries, s.Svids, s.Streams, s.LostEvents)
+			fmt.Fprintf(w, "entries\t%d\nsvids\t%d\nstreams\t%d\nlost events\t%d\nrefused tries\t%d\n", s.Entries, s.Svids, s.Streams, s.LostEvents, s.Refused)
 			for _, h := range s.Hooks {
 				fmt.Fprintf(w, "hook\t%s\t%s\t%s\n", h.Name, h.State, h.Detail)
 			}

@@ -79,7 +79,9 @@ type StatusResponse struct {
 	// Events that the ring buffer dropped; they cost history, never an answer.
 	LostEvents uint64 `protobuf:"varint,11,opt,name=lost_events,json=lostEvents,proto3" json:"lost_events,omitempty"`
 	// Open Workload API streams.
-	Streams       uint32 `protobuf:"varint,12,opt,name=streams,proto3" json:"streams,omitempty"`
+	Streams uint32 `protobuf:"varint,12,opt,name=streams,proto3" json:"streams,omitempty"`
+	// What the kernel refused others to do to the agent (protect, connect_from).
+	Refused       uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +196,13 @@ func (x *StatusResponse) GetLostEvents() uint64 {
 func (x *StatusResponse) GetStreams() uint32 {
 	if x != nil {
 		return x.Streams
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
 	}
 	return 0
 }
@@ -446,7 +455,7 @@ var File_assay_agentadmin_agentadmin_proto protoreflect.FileDescriptor
 const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
 	"\n" +
 	"!assay/agentadmin/agentadmin.proto\x12\x13assay.agentadmin.v1\x1a\x1dassay/evidence/evidence.proto\"\x0f\n" +
-	"\rStatusRequest\"\x96\x03\n" +
+	"\rStatusRequest\"\xb0\x03\n" +
 	"\x0eStatusResponse\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12+\n" +
@@ -461,7 +470,8 @@ const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
 	" \x01(\rR\x05svids\x12\x1f\n" +
 	"\vlost_events\x18\v \x01(\x04R\n" +
 	"lostEvents\x12\x18\n" +
-	"\astreams\x18\f \x01(\rR\astreams\"H\n" +
+	"\astreams\x18\f \x01(\rR\astreams\x12\x18\n" +
+	"\arefused\x18\r \x01(\x04R\arefused\"H\n" +
 	"\x04Hook\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
