@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package eventlog
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// Limits of a log that is accepted. Logs of real machines have 20 to 400 events in 4 to 100 kB.
+const (
+	MaxLog    = 1 << 20 // bytes
+	MaxEvents = 1 << 13
+	maxBanks  = 8
+)
+
+// Digest is a SHA-256 digest.
+type Digest [sha256.Size]byte
+
+// String returns 64 lower-case hexadecimal digits.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// IsZero reports whether the digest is unknown.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
+// Log is a log that was read, but not yet compared with a quote.
+type Log struct {
+	// Events are the events in order, without the spec id event at the head.
+	Events []Event
+}
+
+// Event is one TCG_PCR_EVENT2.
+type Event struct {
+	// Number is the event's place in the log. The spec id event has number 0.
+	Number int
+	// PCR is 0 to 23, except for events of type NoAction, where it can be anything.
+	PCR uint32
+	// Type is a label: no digest covers it.
+	Type EventType
+	// Digest is what was extended into the PCR's SHA-256 bank.
+	Digest Digest
+	// Data is a label too, unless Verified says that it hashes to Digest. It aliases the log.
+	Data     []byte
+	Verified bool
+}
+
+// The algorithms whose digests we can step over, with their sizes (TCG Algorithm Registry).
+var digestSizes = map[uint16]int{
+	0x0004: 20, // SHA-1
+	0x000b: 32, // SHA-256
+	0x000c: 48, // SHA-384
+	0x000d: 64, // SHA-512
+	0x0012: 32, // SM3-256
+	0x0027: 32, // SHA3-256
+	0x0028: 48, // SHA3-384
+	0x0029: 64, // SHA3-512
+}
+
+const algSHA256 = 0x000b
+
+var errShort = errors.New("it ends within an event")
+
+// Parse reads a log. It accepts whole logs only: no byte may be missing or left over.
+// Data of the events aliases log.
+func Parse(log []byte) (*Log, error) {
+	if len(log) > MaxLog {
+		return nil, fmt.Errorf("event log: it has %d bytes; the limit is %d", len(log), MaxLog)
+	}
+	r := reader{rest: log}
+	banks, err := r.specID()
+	if err != nil {
+		return nil, fmt.Errorf("event log: event 0: %w", err)
+	}
+	l := &Log{}
+	for len(r.rest) > 0 {
+		if len(l.Events) == MaxEvents {
+			return nil, fmt.Errorf("event log: it has more than %d events", MaxEvents)
+		}
+		e, err := r.event(banks)
+		e.Number = len(l.Events) + 1
+		if err != nil {
+			return nil, fmt.Errorf("event log: event %d: %w", e.Number, err)
+		}
+		l.Events = append(l.Events, e)
+	}
+	return l, nil
+}
+
+// reader takes little-endian values off a log. After the first failure it gives zeros.
+type reader struct {
+	rest  []byte
+	short bool
+}
+
+func (r *reader) bytes(n uint64) []byte {
+	if r.short || n > uint64(len(r.rest)) {
+		r.short = true
+		return nil
+	}
+	b := r.rest[:n:n]
+	r.rest = r.rest[n:]
+	return b
+}
+
+func (r *reader) u8() uint8 {
+	if b := r.bytes(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (r *reader) u16() uint16 {
+	if b := r.bytes(2); b != nil {
+		return binary.LittleEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (r *reader) u32() uint32 {
+	if b := r.bytes(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (r *reader) u64() uint64 {
+	if b := r.bytes(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+// specID reads the event that heads the log, a TCG_PCClientPCREvent of the older format with a
+// TCG_EfiSpecIdEvent in it (PFP 10.4.5.1), and returns the banks' digest sizes by algorithm.
+func (r *reader) specID() (map[uint16]int, error) {
+	pcr, kind, digest := r.u32(), EventType(r.u32()), r.bytes(20)
+	body := reader{rest: r.bytes(uint64(r.u32()))}
+	if r.short {
+		return nil, errShort
+	}
+	signature := body.bytes(16)
+	if pcr != 0 || kind != NoAction || [20]byte(digest) != [20]byte{} || string(signature) != "Spec ID Event03\x00" {
+		return nil, errors.New("it is not the head of a crypto-agile log; the machine's TPM must be a TPM 2.0")
+	}
+	body.bytes(8) // platform class, version, errata, size of UINTN
+	count := body.u32()
+	if count > maxBanks {
+		return nil, fmt.Errorf("it names %d PCR banks; the limit is %d", count, maxBanks)
+	}
+	banks := make(map[uint16]int, count)
+	for range count {
+		algorithm, size := body.u16(), int(body.u16())
+		if body.short {
+			return nil, errShort
+		}
+		if _, twice := banks[algorithm]; twice || digestSizes[algorithm] != size {
+			return nil, fmt.Errorf("it names a PCR bank 0x%04x with digests of %d bytes, which is unknown or named twice", algorithm, size)
+		}
+		banks[algorithm] = size
+	}
+	if body.bytes(uint64(body.u8())); body.short || len(body.rest) > 0 {
+		return nil, errors.New("its vendor information is cut short or too long")
+	}
+	if banks[algSHA256] == 0 {
+		return nil, errors.New("it has no SHA-256 bank; enable the TPM's SHA-256 bank in the firmware's setup")
+	}
+	return banks, nil
+}
+
+// event reads one TCG_PCR_EVENT2 (PFP 10.2.2).
+func (r *reader) event(banks map[uint16]int) (Event, error) {
+	e := Event{PCR: r.u32(), Type: EventType(r.u32())}
+	count := r.u32()
+	if r.short {
+		return e, errShort
+	}
+	if int64(count) != int64(len(banks)) {
+		return e, fmt.Errorf("it has %d digests, and the log %d PCR banks", count, len(banks))
+	}
+	var seen [maxBanks]uint16
+	for i := range count {
+		algorithm := r.u16()
+		size, known := banks[algorithm]
+		digest := r.bytes(uint64(size))
+		if r.short {
+			return e, errShort
+		}
+		for _, other := range seen[:i] {
+			known = known && other != algorithm
+		}
+		if !known {
+			return e, fmt.Errorf("it has a digest of algorithm 0x%04x, which has no bank or came before", algorithm)
+		}
+		if seen[i] = algorithm; algorithm == algSHA256 {
+			e.Digest = Digest(digest)
+		}
+	}
+	e.Data = r.bytes(uint64(r.u32()))
+	if r.short {
+		return e, errShort
+	}
+	if e.PCR > 23 && e.Type != NoAction {
+		return e, fmt.Errorf("there is no PCR %d", e.PCR)
+	}
+	e.Verified = sha256.Sum256(e.Data) == e.Digest
+	return e, nil
+}
