@@ -27,7 +27,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// Binder is the kernel's side (bpf.Sensor).
+// Binder is the kernel's side: bpf.Sensor, or Peers where no program can be loaded.
 type Binder interface {
 	Watch(listenFD int, path string) error
 	Binding(connFD int) (bpf.Binding, error)
@@ -43,8 +43,7 @@ type Caller struct {
 	conn    *Conn
 	changed atomic.Pointer[chan struct{}]
 
-	mu     sync.Mutex // questions about one socket must not overlap
-	traced atomic.Bool
+	mu sync.Mutex // questions about one socket must not overlap
 }
 
 // Key names the process and the image it ran when it connected.
@@ -73,9 +72,6 @@ func (c *Caller) CgroupID() uint64 { return c.binding.CgroupID }
 
 // Process is the caller, pinned; it is closed with the connection.
 func (c *Caller) Process() *process.Process { return c.process }
-
-// Traced reports whether a debugger was attached at the last Check (T2 only).
-func (c *Caller) Traced() bool { return c.traced.Load() }
 
 // Done returns a channel that is closed when the process has exited or the connection is closed.
 func (c *Caller) Done() <-chan struct{} { return c.process.Done() }
@@ -112,10 +108,12 @@ func (c *Caller) Check() error {
 			return c.conn.refusal.Load()
 		case errors.Is(err, net.ErrClosed):
 			return refuse(Closed, "%v", err)
+		case errors.Is(err, process.ErrGone): // T3
+			return refuse(Gone, "process %d has exited", c.Key().TGID)
 		case err != nil:
 			return refuse(NoBinding, "%v", err)
 		}
-		c.traced.Store(b.Holder.Traced)
+		b.Credentials, b.CgroupID = c.binding.Credentials, c.binding.CgroupID // T3 has them from now
 		r, passing := judge(b, c.Key())
 		if r != nil && passing && n < tries {
 			time.Sleep(interval << (n - 1))
@@ -151,6 +149,9 @@ func (c *Caller) still() error {
 // judge reads a binding as the answer to "is key the sole holder of the other end?"; passing
 // says that a refusal may be over in a moment.
 func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
+	if b.Task.Process != key && processOf(b.Task.Process) == processOf(key) { // T3
+		return refuse(Executed, "process %d has executed another program", key.TGID), false
+	}
 	if b.Task.Process != key {
 		return refuse(Replaced, "the connection is bound to process %d now", b.Task.Process.TGID), false
 	}

@@ -46,7 +46,10 @@ func newConn(c *net.UnixConn, b Binder, callers *callers, log *slog.Logger) *Con
 // bind reads who connected and pins that process.
 func (c *Conn) bind() *Refusal {
 	binding, err := c.ask()
-	if err != nil {
+	switch {
+	case errors.Is(err, process.ErrGone): // T3
+		return refuse(Gone, "%v", err)
+	case err != nil:
 		return refuse(NoBinding, "%v", err)
 	}
 	if binding.Shared || binding.PeerDiffers {

@@ -64,8 +64,9 @@ func startAt(t *testing.T, pid int, path string) *program {
 
 // TestRacePIDReuse: an attacker connects, leaves the socket to a child and dies; its number
 // goes to a legitimate program; then the agent accepts.
-func TestRacePIDReuse(t *testing.T) {
-	a := startAgent(t)
+func TestRacePIDReuse(t *testing.T) { racePIDReuse(t, startAgent(t)) }
+
+func racePIDReuse(t *testing.T, a *agent) {
 	legit := programCopy(t, "legit")
 	n := rounds(t)
 	var reused, fooled int

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package caller
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/selectors"
+)
+
+func startPeers(t testing.TB) *agent {
+	t.Helper()
+	p, err := NewPeers()
+	if err != nil && os.Getenv("ASSAY_NO_SKIP") != "1" {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return listen(t, &agent{binder: p})
+}
+
+// TestPeers runs at T3 what is seen there.
+func TestPeers(t *testing.T) {
+	a := startPeers(t)
+	for name, test := range map[string]func(*testing.T, *agent){
+		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Descriptors": testDescriptors, "Spawning": testSpawning,
+		"GRPC": testGRPC, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
+		"Credentials": testCredentials, "Tightened": testTightened, "Cgroup": testCgroup,
+		"Inherited": testSpeaks("inherit"), "Passed": testSpeaks("pass"),
+		"UserAtConnect": testUserAtConnect, "Facts": testPeerFacts,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, a) })
+	}
+}
+
+// testSpeaks: another process that holds the socket is found out when it speaks, not before.
+func testSpeaks(how string) func(*testing.T, *agent) {
+	return func(t *testing.T, a *agent) {
+		p, conn, c := a.client(t)
+		stolenBy(t, a, conn, c, p.say(how))
+	}
+}
+
+// testUserAtConnect: the user is the one that connected, though /proc has another one now.
+func testUserAtConnect(t *testing.T, a *agent) {
+	p := start(t, "client", a.path)
+	p.word()
+	p.say("become somebody")
+	c, err := a.accept(t).Caller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Credentials().UID != 0 {
+		t.Errorf("user %d", c.Credentials().UID)
+	}
+	wantRefusal(t, "a caller that has another user since it connected", c.Check(), CredentialsChanged)
+}
+
+func testPeerFacts(t *testing.T, a *agent) {
+	_, _, c := a.client(t)
+	p := a.binder.(*Peers)
+	if c.Tier() != selectors.TierT3 || len(c.Task().Ancestors) != 0 || c.Task().Integrity != (bpf.Integrity{}) || c.Task().Flags != 0 {
+		t.Errorf("tier %v, %+v", c.Tier(), c.Task())
+	}
+	if path, err := p.CgroupPath(c.CgroupID()); err != nil || path == "" {
+		t.Errorf("cgroup %d is %q, %v", c.CgroupID(), path, err)
+	}
+	if now, err := p.Now(c.Key()); err != nil || !now.Known || now.Credentials != c.Credentials() || now.CgroupID != c.CgroupID() {
+		t.Errorf("%+v, %v", now, err)
+	}
+	if _, err := p.Exec(c.Key().ExecID); !errors.Is(err, bpf.ErrNoRecord) {
+		t.Error(err)
+	}
+}
+
+// TestPeersOfTheDead: a socket whose client is gone names nobody.
+func TestPeersOfTheDead(t *testing.T) {
+	a := startPeers(t)
+	p := start(t, "client", a.path)
+	p.word()
+	p.stop()
+	_, err := a.accept(t).Caller()
+	wantRefusal(t, "a dead client", err, Gone)
+
+	fds := must(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+	defer unix.Close(fds[0])
+	check(unix.Close(fds[1]))
+	if b, err := a.binder.Binding(fds[0]); err != nil || b.Task.Process.TGID != uint32(os.Getpid()) {
+		t.Errorf("a closed socket of ours: %+v, %v", b.Task, err)
+	}
+}
+
+// TestPeersRacePIDReuse: an impostor by number is never named at T3, either.
+func TestPeersRacePIDReuse(t *testing.T) { racePIDReuse(t, startPeers(t)) }
+
+func BenchmarkPeersCheck(b *testing.B) {
+	a := startPeers(b)
+	_, _, c := a.client(b)
+	for b.Loop() {
+		if err := c.Check(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
