@@ -11,7 +11,7 @@ package selectors
 //	                                               entry can demand "at least"
 //	evidence:observed        evidence:observed     the sensor saw this execve             that its ancestors were seen, too
 //	evidence:seeded          evidence:seeded       the process was running before the     how it came to be
-//	                                               sensor
+//	                                               sensor; at T3, without one, neither
 //	evidence:digest:<by>     evidence:digest:ima   who computed the digest: hashed (the   –
 //	                                               agent read the file), ima (so did the
 //	                                               kernel, at execve), fsverity (the kernel
@@ -21,9 +21,11 @@ func deriveEvidence(f *Facts, emit func(family, value string)) {
 	for t := TierT3; t <= f.Tier; t++ {
 		emit(family, "tier:"+t.String())
 	}
-	if f.Observed {
+	switch {
+	case f.Tier <= TierT3: // no sensor
+	case f.Observed:
 		emit(family, "observed")
-	} else {
+	default:
 		emit(family, "seeded")
 	}
 	if !f.Executable.SHA256.IsZero() {

@@ -91,22 +91,42 @@ type Near struct {
 	Missing Set
 }
 
-// Nearest returns up to n entries that do not match, those that lack the fewest selectors
-// first: what `assay explain` shows. It visits every entry.
+// Nearest returns up to n entries that do not match, those first that were most likely meant for
+// such a process: what `assay explain` shows. It visits every entry.
 func (x *Index) Nearest(have Set, n int) []Near {
 	var out []Near
-	for _, in := range x.byID {
+	score := map[string]int{}
+	for id, in := range x.byID {
 		if missing := in.set.Missing(have); len(missing) > 0 {
 			out = append(out, Near{in.entry, missing})
+			score[id] = affinity(in.set, missing)
 		}
 	}
 	slices.SortFunc(out, func(a, b Near) int {
-		if c := len(a.Missing) - len(b.Missing); c != 0 {
+		if c := score[b.Entry.ID] - score[a.Entry.ID]; c != 0 {
 			return c
 		}
 		return strings.Compare(a.Entry.ID, b.Entry.ID)
 	})
 	return out[:min(n, len(out))]
+}
+
+// affinity is higher the more an entry has in common with a process: what names a program or a
+// unit counts as four, a user as two, anything else as one; each missing selector counts
+// against it.
+func affinity(all, missing Set) int {
+	score := -len(missing)
+	for _, s := range all.Missing(missing) { // those that the process has
+		switch kind, _, _ := strings.Cut(s.Value, ":"); {
+		case kind == "sha256", kind == "path", kind == "id":
+			score += 4
+		case s.Type == "unix" && (kind == "uid" || kind == "user"):
+			score += 2
+		default:
+			score++
+		}
+	}
+	return score
 }
 
 // All calls yield for every entry, in no order, until it returns false.

@@ -107,6 +107,12 @@ func TestDeriveFailsClosed(t *testing.T) {
 			}
 		}
 	}
+	without := facts()
+	without.Tier, without.Observed, without.Ancestors = TierT3, false, nil
+	want := []string{"evidence:digest:hashed", "evidence:tier:t3"}
+	if got := derived(without, "evidence", "parent", "ancestor", "exec", "integrity", "namespace", "code"); !slices.Equal(got, want) {
+		t.Errorf("without a sensor: %v, want %v", got, want)
+	}
 	seeded := facts()
 	seeded.Observed = false
 	for _, s := range Derive(seeded) {
@@ -183,6 +189,23 @@ func TestNearest(t *testing.T) {
 	near := x.Nearest(set("a:1"), 2)
 	if len(near) != 2 || near[0].Entry.ID != "near" || !near[0].Missing.Equal(set("b:1")) || near[1].Entry.ID != "far" {
 		t.Errorf("got %v", near)
+	}
+}
+
+// The entry that names the program is meant, though it lacks more than one that names nothing.
+func TestNearestIsTheOneMeant(t *testing.T) {
+	var x Index
+	x.Put(entry("any-root", "unix:uid:0"))
+	x.Put(entry("other-uid", "unix:uid:1"))
+	x.Put(entry("new-version", "unix:path:/usr/bin/pay", "unix:uid:1000", "unix:sha256:new", "parent:sha256:new"))
+	x.Put(entry("other-program", "unix:path:/usr/bin/bill", "unix:uid:1000"))
+	x.Put(entry("weaker", "evidence:tier:t1", "unix:uid:1000"))
+	var got []string
+	for _, n := range x.Nearest(set("unix:path:/usr/bin/pay", "unix:uid:1000", "unix:sha256:old", "evidence:tier:t2"), 9) {
+		got = append(got, n.Entry.ID)
+	}
+	if want := []string{"new-version", "other-program", "weaker", "any-root", "other-uid"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// Sensor is the kernel's side (bpf.Sensor).
+// Sensor is the kernel's side: bpf.Sensor, or caller.Peers at T3.
 type Sensor interface {
 	process.Tasks
 	Task(pidfd int) (bpf.Task, error)
@@ -146,10 +146,12 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 		Observed:         task.Flags.Has(bpf.Observed),
 		LineageTruncated: task.Flags.Has(bpf.Truncated) || task.Flags.Has(bpf.LineageUnknown),
 		Cgroup:           selectors.Cgroup{ID: s.cgroup},
-		Exec:             execution(task),
 		Integrity:        integrity(task.Integrity),
 		Credentials:      credentials(&s.credentials),
 		Namespaces:       namespaces(&s.credentials.Namespaces),
+	}
+	if s.tier > selectors.TierT3 { // what /proc shows now is not how it was executed
+		f.Exec = execution(task)
 	}
 	var err error
 	if f.Executable, err = a.hasher.Executable(ctx, s.process, image(task)); err != nil && !errors.Is(err, digest.ErrNoDigest) {
@@ -173,7 +175,7 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 		return nil, err
 	}
 	groups, known := s.credentials.Groups.List()
-	if !known {
+	if !known || s.tier == selectors.TierT3 {
 		if groups, err = s.process.SupplementaryGroups(); err != nil {
 			return nil, err
 		}
