@@ -208,6 +208,7 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 		b->state |= CLOSED;
 	else
 		b->references = BPF_CORE_READ(f, f_ref.refcnt.counter) + 1;
+	b->file = socket ? (__u64)f : 0;
 	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;
 	look_at_owner(b, f);

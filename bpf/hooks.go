@@ -45,6 +45,9 @@ var (
 const (
 	seedProgram = "seed"
 	lookProgram = "look"
+	// Both together answer who holds a socket.
+	holdersProgram = "find_holders"
+	ringsProgram   = "find_rings"
 )
 
 // door is a set of programs that together tell who connects, and hold a tier.

@@ -121,15 +121,23 @@ struct inode___6_1 {
 typedef struct {
 	atomic_long_t refcnt; /* references minus one */
 } file_ref_t;
+struct qstr {
+	const unsigned char *name;
+};
+struct dentry {
+	struct inode *d_inode;
+	struct qstr d_name;
+};
+struct path {
+	struct dentry *dentry;
+};
 struct file {
+	struct path f_path;
 	struct inode *f_inode;
 	unsigned int f_mode;
 	file_ref_t f_ref; /* 6.13 */
 };
 
-struct dentry {
-	struct inode *d_inode;
-};
 struct iattr {
 	unsigned int ia_valid;
 };
@@ -169,6 +177,7 @@ struct cgroup {
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
+struct io_uring_task;
 struct task_struct;
 struct mm_struct {
 	struct file *exe_file;
@@ -190,6 +199,7 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 	struct files_struct *files;
+	struct io_uring_task *io_uring; /* CONFIG_IO_URING */
 };
 struct linux_binprm {
 	unsigned int secureexec : 1;
@@ -232,6 +242,12 @@ struct bpf_prog {
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+};
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;

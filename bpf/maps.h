@@ -19,6 +19,7 @@
  *	state      one element: counters of the programs
  *	settings   one element: what the agent tells the programs
  *	scratch    one element: a record while seeding makes it
+ *	held       one element: the question who holds a socket, and its answer
  *	looked     one element: the answer to a question about one process
  *	events     event records; history only, may be lost
  *
@@ -103,6 +104,7 @@ SINGLE(state, struct sensor_state);
 SINGLE(settings, struct sensor_settings);
 SINGLE(scratch, struct task_record);
 SINGLE(looked, struct looked);
+SINGLE(held, struct holders);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -22,6 +22,7 @@
 #include "integrity.bpf.h"
 #include "seed.bpf.h"
 #include "connect.bpf.h"
+#include "holders.bpf.h"
 #include "lsm.bpf.h"
 #include "refuse.h"
 #include "gate.bpf.h"

@@ -25,6 +25,7 @@ const (
 	sensorMapExecScratch          = "exec_scratch"
 	sensorMapExecs                = "execs"
 	sensorMapGuarded              = "guarded"
+	sensorMapHeld                 = "held"
 	sensorMapInodes               = "inodes"
 	sensorMapListeners            = "listeners"
 	sensorMapLooked               = "looked"
@@ -35,6 +36,8 @@ const (
 	sensorMapStarting             = "starting"
 	sensorMapState                = "state"
 	sensorMapTasks                = "tasks"
+	sensorProgFindHolders         = "find_holders"
+	sensorProgFindRings           = "find_rings"
 	sensorProgLook                = "look"
 	sensorProgOnAsk               = "on_ask"
 	sensorProgOnBeginExec         = "on_begin_exec"
@@ -131,6 +134,8 @@ type sensorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorProgramSpecs struct {
+	FindHolders         *ebpf.ProgramSpec `ebpf:"find_holders"`
+	FindRings           *ebpf.ProgramSpec `ebpf:"find_rings"`
 	Look                *ebpf.ProgramSpec `ebpf:"look"`
 	OnAsk               *ebpf.ProgramSpec `ebpf:"on_ask"`
 	OnBeginExec         *ebpf.ProgramSpec `ebpf:"on_begin_exec"`
@@ -198,6 +203,7 @@ type sensorMapSpecs struct {
 	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
 	Execs       *ebpf.MapSpec `ebpf:"execs"`
 	Guarded     *ebpf.MapSpec `ebpf:"guarded"`
+	Held        *ebpf.MapSpec `ebpf:"held"`
 	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
 	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
 	Looked      *ebpf.MapSpec `ebpf:"looked"`
@@ -245,6 +251,7 @@ type sensorMaps struct {
 	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
 	Execs       *ebpf.Map `ebpf:"execs"`
 	Guarded     *ebpf.Map `ebpf:"guarded"`
+	Held        *ebpf.Map `ebpf:"held"`
 	Inodes      *ebpf.Map `ebpf:"inodes"`
 	Listeners   *ebpf.Map `ebpf:"listeners"`
 	Looked      *ebpf.Map `ebpf:"looked"`
@@ -268,6 +275,7 @@ func (m *sensorMaps) Close() error {
 		m.ExecScratch,
 		m.Execs,
 		m.Guarded,
+		m.Held,
 		m.Inodes,
 		m.Listeners,
 		m.Looked,
@@ -291,6 +299,8 @@ type sensorVariables struct {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorPrograms struct {
+	FindHolders         *ebpf.Program `ebpf:"find_holders"`
+	FindRings           *ebpf.Program `ebpf:"find_rings"`
 	Look                *ebpf.Program `ebpf:"look"`
 	OnAsk               *ebpf.Program `ebpf:"on_ask"`
 	OnBeginExec         *ebpf.Program `ebpf:"on_begin_exec"`
@@ -347,6 +357,8 @@ type sensorPrograms struct {
 
 func (p *sensorPrograms) Close() error {
 	return _SensorClose(
+		p.FindHolders,
+		p.FindRings,
 		p.Look,
 		p.OnAsk,
 		p.OnBeginExec,

@@ -66,6 +66,13 @@ type looked struct {
 	Now  [nowSize]byte
 }
 
+// held are the bytes of struct holders in wire.h.
+type held struct {
+	File, Start                         uint64
+	TGID, Own, Others, OtherTGID, Rings uint32
+	_                                   uint32
+}
+
 // build names the object file: pins that another object made are not used.
 func build() uint64 {
 	sum := sha256.Sum256(_SensorBytes)

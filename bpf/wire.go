@@ -19,7 +19,7 @@ const (
 	credsSize   = 232
 	nowSize     = 16 + credsSize
 	lookedSize  = 8 + nowSize
-	bindingSize = 1328
+	bindingSize = 1336
 	execSize    = 424
 	eventSize   = 72
 	stateSize   = 88
@@ -131,6 +131,8 @@ type Binding struct {
 	Holder Holder
 	// Now is how the process whose connect succeeded is at the question.
 	Now Now
+
+	file uint64 // the client's open file; 0 is closed
 }
 
 // Holder is who held the client's end at the moment of the question (T2).
@@ -235,6 +237,7 @@ func decodeBinding(raw []byte, bootID string) (b Binding, asked uint64, err erro
 	b.Holder.References, b.Holder.Held = int32(r.u32()), int32(r.u32())
 	b.Holder.Tables, b.Holder.Threads = int32(r.u32()), int32(r.u32())
 	b.Now, _ = decodeNow(&r)
+	b.file = r.u64()
 	b.Tier = selectors.Tier(tier)
 	switch {
 	case tier != uint32(selectors.TierT1) && tier != uint32(selectors.TierT2):

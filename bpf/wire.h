@@ -172,8 +172,22 @@ struct binding {
 	__s32 tables;     /* T2: tasks that share its descriptor table */
 	__s32 threads;    /* T2: threads of the recorded process */
 	struct now now;   /* of the process whose connect() succeeded, when the agent asked */
+	__u64 file;       /* T2: address of the client's open file, which only says "the same" */
 };
-_Static_assert(sizeof(struct binding) == 1328, "binding");
+_Static_assert(sizeof(struct binding) == 1336, "binding");
+
+/* The question which processes hold an open file, and the answer (T2). */
+struct holders {
+	__u64 file;  /* asked for */
+	__u64 start; /* of its owner */
+	__u32 tgid;
+	__u32 own;    /* descriptors of the owner that are the file */
+	__u32 others; /* those of others, and the last of these */
+	__u32 other_tgid;
+	__u32 rings; /* io_uring instances and their users in the owner */
+	__u32 zero;
+};
+_Static_assert(sizeof(struct holders) == 40, "holders");
 
 /* What is known of an execve beside task_record; a zero is unknown. */
 struct exec_facts {

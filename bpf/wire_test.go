@@ -15,7 +15,7 @@ func TestSizesAreThoseOfTheMaps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "execs": execSize, "looked": lookedSize, "inodes": inodeStateSize, "code": codeSize, "settings": binary.Size(settings{})} {
+	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "execs": execSize, "looked": lookedSize, "inodes": inodeStateSize, "code": codeSize, "settings": binary.Size(settings{}), "held": binary.Size(held{})} {
 		if got := spec.Maps[name].ValueSize; got != uint32(size) {
 			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
 		}

@@ -152,6 +152,7 @@ func TestCaller(t *testing.T) {
 		t.Run(name, func(t *testing.T) { test(t, a) })
 	}
 	if a.Tier() == selectors.TierT2 {
+		t.Run("Blocked", func(t *testing.T) { testBlocked(t, a) })
 		t.Run("InFlight", func(t *testing.T) {
 			p, _, c := a.client(t)
 			p.say("in flight")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -128,6 +129,15 @@ func playLine(line string, fd int) {
 		pair := must(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
 		check(unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(fd), nil, 0))
 		fmt.Println("done")
+	case "block": // two threads, one in read(2), one in poll(2)
+		go func() { _, _ = unix.Read(fd, make([]byte, 1)) }()
+		go func() { _, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}, -1) }()
+		time.Sleep(50 * time.Millisecond)
+		fmt.Println("done")
+	case "ring": // has an io_uring
+		var params [120]byte
+		_, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+		fmt.Println(errno)
 	case "give descriptors": // sends the agent a descriptor
 		check(unix.Sendmsg(fd, []byte("hello"), unix.UnixRights(0), nil, 0))
 		fmt.Println("done")

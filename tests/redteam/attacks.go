@@ -38,8 +38,7 @@ const (
 // give its connection away, or was talked into it.
 var Attacks = []Attack{
 	{ID: "control", Name: "No attack", Attacker: "nobody", Does: "the victim asks", Control: true},
-	{ID: "control-blocking", Name: "No attack, blocking reads", Attacker: "nobody", Does: "the victim has threads, asks, and blocks in read(2)", Control: true,
-		Price: map[string]string{"T2": "a thread that is blocked in read(2) holds a reference to the socket, like another process would. gRPC's and go-spiffe's event loops do not block; a client that does must use epoll"}},
+	{ID: "control-blocking", Name: "No attack, blocking reads", Attacker: "nobody", Does: "the victim has threads, asks, and blocks in read(2)", Control: true},
 	{ID: "control-guarded", Name: "No attack, more demanded", Attacker: "nobody", Does: "the victim asks, against an entry that demands `integrity:memory-unwritten` and `exec:binary`", Wants: guarded, Control: true},
 	{ID: "other-program", Name: "Another program", Attacker: user, Does: "asks as what he is"},
 	{ID: "other-parent", Name: "Another parent", Attacker: user, Does: "starts the true victim from a shell"},
