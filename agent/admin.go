@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 
+	"github.com/assay-id/assay/bpf"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	evidencepb "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
@@ -20,10 +21,9 @@ type adminServer struct {
 func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.StatusResponse, error) {
 	state := s.a.svids.State()
 	resp := &adminpb.StatusResponse{
-		TrustDomain: s.a.conf.trustDomain.Name(), Tier: evidencepb.Tier(s.a.sensor.Tier()),
+		TrustDomain: s.a.conf.trustDomain.Name(), Tier: evidencepb.Tier(s.a.evidence.Tier()),
 		Connected: s.a.server.Connected(), Revision: state.Revision,
 		Entries: uint32(state.Entries), Svids: uint32(state.SVIDs), Streams: uint32(s.a.streams.Load()),
-		LostEvents: s.a.sensor.Lost(), Refused: s.a.sensor.Refused(),
 	}
 	if !state.Synced.IsZero() {
 		resp.SyncedAt = state.Synced.Unix()
@@ -31,6 +31,11 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 	if id, until, ok := s.a.server.Identity(); ok {
 		resp.AgentId, resp.SvidExpiresAt = id.String(), until.Unix()
 	}
+	if s.a.sensor == nil {
+		resp.Hooks = []*adminpb.Hook{{Name: "kernel sensor", State: string(bpf.HookUnavailable), Detail: s.a.blind.Error()}}
+		return resp, nil
+	}
+	resp.LostEvents, resp.Refused = s.a.sensor.Lost(), s.a.sensor.Refused()
 	for _, h := range s.a.sensor.Hooks() {
 		resp.Hooks = append(resp.Hooks, &adminpb.Hook{Name: h.Name, State: string(h.State), Detail: h.Detail})
 	}

@@ -2,7 +2,7 @@
 
 // Package agent wires the parts of the agent together and runs them; it decides nothing.
 //
-//	bpf ─▶ caller ─▶ attest ─▶ workloadapi ─▶ workloads
+//	bpf ─▶ caller ─▶ attest ─▶ workloadapi ─▶ workloads      (T3: no bpf)
 //	                              ▲
 //	tpm/device ─▶ upstream ◀──▶ svids
 package agent
@@ -30,29 +30,40 @@ import (
 	"github.com/assay-id/assay/agent/workloadapi"
 	"github.com/assay-id/assay/bpf"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
+	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm/device"
 )
 
 // Agent is one node's agent. Make one with New, run it once.
 type Agent struct {
-	conf *prepared
-	log  *slog.Logger
+	conf    *prepared
+	version string
+	log     *slog.Logger
 
-	sensor   *bpf.Sensor
+	evidence evidence
+	sensor   *bpf.Sensor // nil at T3, and blind says why
+	blind    error
 	attestor *attest.Attestor
 	server   *upstream.Client
 	svids    *svids.Manager
 	streams  atomic.Int32
 }
 
-// New checks the configuration. Logs go to out, one line of text each.
-func New(c Config, out io.Writer) (*Agent, error) {
+// evidence is where facts about processes come from: the sensor, or caller.Peers at T3.
+type evidence interface {
+	caller.Binder
+	attest.Sensor
+}
+
+// New checks the configuration. version is the agent's own, for the server to know; logs go
+// to out, one line of text each.
+func New(c Config, version string, out io.Writer) (*Agent, error) {
 	p, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, log: log}, nil
+	return &Agent{conf: p, version: version, log: log}, nil
 }
 
 // Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
@@ -60,16 +71,12 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	a.sensor, err = bpf.Load(bpf.Config{
-		PinDir: a.conf.PinDir, MinimumTier: a.conf.tier, KernelDigests: a.conf.KernelDigests,
-		SocketNames: a.conf.SocketNames, ConnectFrom: a.conf.ConnectFrom,
-		Protect: a.conf.Protect, DataDir: a.conf.DataDir, Logger: a.log,
-	})
-	if err != nil {
+	if err := a.findEvidence(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.sensor.Close()) }()
-	a.log.Info("kernel sensor is on", "tier", a.sensor.Tier())
+	if a.sensor != nil {
+		defer func() { err = errors.Join(err, a.sensor.Close()) }()
+	}
 
 	attestor, closeTPM, err := a.nodeAttestor(ctx)
 	if err != nil {
@@ -78,14 +85,14 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer closeTPM()
 	a.server = upstream.New(upstream.Config{
 		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
-		Attestor: attestor, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
+		Attestor: attestor, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
 	a.svids = svids.New(a.server, a.log, time.Now)
 	a.server.SetSink(a.svids)
-	a.attestor = attest.New(a.sensor, a.log)
+	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()
 
-	listener, err := listenWorkloads(ctx, a.conf.SocketPath, a.sensor, a.log)
+	listener, err := listenWorkloads(ctx, a.conf.SocketPath, a.evidence, a.log)
 	if err != nil {
 		return err
 	}
@@ -94,6 +101,30 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return errors.Join(err, listener.Close())
 	}
 	return a.serve(ctx, listener, admin)
+}
+
+// findEvidence loads the sensor. Without one it goes on at T3 where minimum_tier allows that by name.
+func (a *Agent) findEvidence() (err error) {
+	a.sensor, err = bpf.Load(bpf.Config{
+		PinDir: a.conf.PinDir, MinimumTier: max(a.conf.tier, selectors.TierT2), KernelDigests: a.conf.KernelDigests,
+		SocketNames: a.conf.SocketNames, ConnectFrom: a.conf.ConnectFrom,
+		Protect: a.conf.Protect, DataDir: a.conf.DataDir, Logger: a.log,
+	})
+	if err == nil {
+		a.evidence = a.sensor
+		a.log.Info("kernel sensor is on", "tier", a.sensor.Tier())
+		return nil
+	}
+	if a.conf.tier > selectors.TierT3 {
+		return err
+	}
+	peers, errPeers := caller.NewPeers()
+	if errPeers != nil {
+		return errors.Join(err, errPeers)
+	}
+	a.sensor, a.blind, a.evidence = nil, err, peers
+	a.log.Warn("there is no kernel sensor; going on with what /proc tells, as minimum_tier allows", "tier", peers.Tier(), "because", err)
+	return nil
 }
 
 func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), error) {
@@ -115,16 +146,9 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
-	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
-	group.Go(func() error {
-		return a.sensor.Events(ctx, func(e bpf.Event) {
-			if e.Kind == bpf.EventRefused {
-				refused.report(e)
-			} else {
-				workloads.Notify(e)
-			}
-		})
-	})
+	if a.sensor != nil {
+		group.Go(func() error { return a.followEvents(ctx, workloads) })
+	}
 	for server, l := range map[*grpc.Server]net.Listener{faces: workloads, operators: admin} {
 		group.Go(func() error { return server.Serve(l) })
 		group.Go(func() error {
@@ -139,6 +163,17 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 	return nil
 }
 
+func (a *Agent) followEvents(ctx context.Context, workloads *caller.Listener) error {
+	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
+	return a.sensor.Events(ctx, func(e bpf.Event) {
+		if e.Kind == bpf.EventRefused {
+			refused.report(e)
+		} else {
+			workloads.Notify(e)
+		}
+	})
+}
+
 // workload attests the caller of a Workload API request.
 func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
 	w, err := a.attestor.Caller(ctx)
@@ -151,11 +186,11 @@ func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
 }
 
 // listenWorkloads opens the Workload API's socket for every process of the node.
-func listenWorkloads(ctx context.Context, path string, sensor *bpf.Sensor, log *slog.Logger) (*caller.Listener, error) {
+func listenWorkloads(ctx context.Context, path string, from caller.Binder, log *slog.Logger) (*caller.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket_path: %w", err)
 	}
-	return caller.Listen(ctx, path, 0o777, sensor, log)
+	return caller.Listen(ctx, path, 0o777, from, log)
 }
 
 // listenAdmin opens the admin socket for root alone. The Workload API's socket is already

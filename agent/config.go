@@ -37,7 +37,8 @@ type Config struct {
 	AdminSocketPath string `hcl:"admin_socket_path,optional"`
 	// PinDir is a folder on a bpffs for the sensor's programs and records (default /sys/fs/bpf/assay).
 	PinDir string `hcl:"pin_dir,optional"`
-	// MinimumTier of evidence, "t1" or "t2" (default "t2"). The agent does not start below it.
+	// MinimumTier of evidence, "t1", "t2" (default) or "t3". The agent does not start below it.
+	// Only "t3" lets it run without a kernel sensor (docs/evidence.md tells what it misses then).
 	MinimumTier string `hcl:"minimum_tier,optional"`
 	// KernelDigests has the kernel hash every program that is executed (IMA, T1): the digest is
 	// then the kernel's own, and each execve of a new file costs the reading of it.
@@ -111,8 +112,11 @@ func (c Config) prepare() (*prepared, error) {
 		return nil, fmt.Errorf("trust_domain %q: %w", c.TrustDomain, err)
 	}
 	var ok bool
-	if p.tier, ok = selectors.ParseTier(c.MinimumTier); !ok || p.tier < selectors.TierT2 {
-		return nil, fmt.Errorf("minimum_tier %q: the tiers that can be demanded are t1 and t2", c.MinimumTier)
+	if p.tier, ok = selectors.ParseTier(c.MinimumTier); !ok {
+		return nil, fmt.Errorf("minimum_tier %q: the tiers are t1, t2 and t3", c.MinimumTier)
+	}
+	if p.tier == selectors.TierT3 && (c.Protect || c.KernelDigests || len(c.ConnectFrom) > 0) {
+		return nil, errors.New("protect, kernel_digests and connect_from are done by the kernel sensor, and minimum_tier = \"t3\" lets the agent run without it: remove them, or set minimum_tier = \"t1\"")
 	}
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -129,6 +130,25 @@ func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn)
 		return nil, err
 	}
 	return &node{svid: svid, bundle: n.bundle}, nil
+}
+
+// statusTimeout bounds what is only for the operator's eyes.
+const statusTimeout = 5 * time.Second
+
+// postStatus tells the server the agent's version. Only a verdict on the node is an error: a
+// server that does not take it can do the rest.
+func (c *Client) postStatus(ctx context.Context, n *node, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	serial, _ := n.bundle.SequenceNumber() // 0 if it has none
+	_, err := agentv1.NewAgentClient(conn).PostStatus(ctx, &agentv1.PostStatusRequest{CurrentBundleSerial: serial, AgentVersion: c.cfg.Version})
+	if err = verdict(err); errors.Is(err, ErrBanned) || errors.Is(err, errReattest) {
+		return err
+	}
+	if err != nil {
+		c.cfg.Logger.Debug("the server did not take the agent's version", "error", err)
+	}
+	return nil
 }
 
 // verdict reads PermissionDeniedDetails out of a denial (spire.api.types).

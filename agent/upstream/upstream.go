@@ -59,6 +59,8 @@ type Config struct {
 	// whatever answers, once (insecure_bootstrap).
 	Bootstrap *spiffebundle.Bundle
 	Attestor  Attestor
+	// Version is the agent's, for the server's list of nodes.
+	Version string
 	// DataDir holds agent.json: the node's SVID and the bundle, between runs.
 	DataDir string
 	Logger  *slog.Logger
@@ -148,6 +150,9 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 		return err
 	}
 	c.setConn(n, conn)
+	if err := c.postStatus(ctx, n, conn); err != nil {
+		return err
+	}
 	c.sink.Bundle(n.bundle.Clone())
 
 	leaf := n.svid.Certificates[0]

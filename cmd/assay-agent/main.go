@@ -20,7 +20,7 @@ func main() {
 		Name: "assay-agent", Short: "Proves this node and gives its workloads their identities", Version: version,
 		ConfigPath: "/etc/assay/agent.hcl",
 		Run: func(ctx context.Context, conf agent.Config) error {
-			a, err := agent.New(conf, os.Stderr)
+			a, err := agent.New(conf, version, os.Stderr)
 			if err != nil {
 				return err
 			}
