@@ -10,7 +10,7 @@ GO := CGO_ENABLED=0 go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help setup setup-tests build demo dev test test-unit test-scenarios test-guest fuzz bench lint fmt generate check-generated clean
+.PHONY: help setup setup-tests build demo dev test test-unit test-scenarios test-guest interop fuzz bench lint fmt generate check-generated clean
 
 help: ## Lists every target.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test-scenarios: setup-tests build ## Runs the scenarios on this kernel only.
 
 test-guest: setup-tests build ## Runs the scenarios in QEMU guests only, one boot per kernel.
 	@./tests/run.sh guest
+
+interop: build ## Runs beside SPIRE's own programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path. Needs root.
+	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" $(GO) test -count=1 -v ./tests/interop
 
 fuzz: ## Runs every fuzz target for FUZZTIME (default 30s) each.
 	@./tests/fuzz.sh
