@@ -22,6 +22,9 @@ type Attestation struct {
 	CanReattest bool
 	// Checks are the checks that passed, in order, for the log and for people.
 	Checks []verify.Check
+	// Pending, unless empty, says in one sentence why an operator has to approve the agent first
+	// (Registry.Hold).
+	Pending string
 	// TPM is the verdict behind a TPM attestation; nil otherwise.
 	TPM *verify.Verdict
 }

@@ -54,7 +54,8 @@ func (m *SelectorMatch) holds(have selectors.Set) bool {
 // Filter selects nodes; all that is set must hold.
 type Filter struct {
 	AttestationType string         // empty: any
-	Banned          *bool          // nil: any
+	State           State          // empty: any
+	Banned          *bool          // whether the state is banned; nil: any
 	CanReattest     *bool          // nil: any
 	ExpiresBefore   time.Time      // of the SVID in use; zero: any
 	Selectors       *SelectorMatch // nil: any
@@ -62,7 +63,8 @@ type Filter struct {
 
 func (f *Filter) holds(n *Node) bool {
 	return (f.AttestationType == "" || n.AttestationType == f.AttestationType) &&
-		(f.Banned == nil || n.Banned == *f.Banned) &&
+		(f.State == "" || n.State == f.State) &&
+		(f.Banned == nil || (n.State == StateBanned) == *f.Banned) &&
 		(f.CanReattest == nil || n.CanReattest == *f.CanReattest) &&
 		(f.ExpiresBefore.IsZero() || n.NotAfter.Before(f.ExpiresBefore)) &&
 		(f.Selectors == nil || f.Selectors.holds(n.Selectors))
@@ -83,14 +85,7 @@ func (r *Registry) List(f Filter, pageSize int, token string) ([]*Node, string, 
 	if f.Selectors != nil && len(f.Selectors.Set) == 0 {
 		return nil, "", ErrNoSelectors
 	}
-	var out []*Node
-	r.mu.RLock()
-	for _, rec := range r.records {
-		if rec.node.CreatedAt.UnixNano() > after && f.holds(rec.node) {
-			out = append(out, rec.node)
-		}
-	}
-	r.mu.RUnlock()
+	out := r.nodes.all(func(n *Node) bool { return n.CreatedAt.UnixNano() > after && f.holds(n) })
 	slices.SortFunc(out, func(a, b *Node) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID.String(), b.ID.String()))
 	})

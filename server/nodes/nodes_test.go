@@ -52,11 +52,13 @@ func (c *clock) advance(d time.Duration) { c.ns.Add(int64(d)) }
 
 func open(t *testing.T, s Store, c *clock) *Registry {
 	t.Helper()
-	r, err := Open(t.Context(), Config{Store: s, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: c.now})
+	r, err := Open(t.Context(), Config{Store: s, Logger: quiet(t), Now: c.now})
 	must(t, err)
 	t.Cleanup(r.Close)
 	return r
 }
+
+func quiet(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -131,14 +133,14 @@ func TestLife(t *testing.T) {
 	end = c.now().Add(time.Hour)
 
 	// Banned: no serial counts, no way back but Delete.
-	must(t, here.Ban(ctx, id))
+	must(t, here.Ban(ctx, id, "gone bad", "operator root"))
 	denied(t, here.Authorize(ctx, id, "5", end), Banned)
 	denied(t, there.Authorize(ctx, id, "", end), Banned)
 	_, err = here.Attested(ctx, Attestation{ID: id, Type: "test"}, "7", end)
 	denied(t, err, Banned)
 	n, err := here.Delete(ctx, id)
 	must(t, err)
-	if n.ID != id || !n.Banned {
+	if n.ID != id || n.State != StateBanned {
 		t.Fatalf("deleted %+v", n)
 	}
 	denied(t, here.Authorize(ctx, id, "5", end), NotAttested)
@@ -147,7 +149,7 @@ func TestLife(t *testing.T) {
 
 	gone := agent("gone")
 	for what, err := range map[string]error{
-		"Ban": here.Ban(ctx, gone), "Renewed": here.Renewed(ctx, gone, "1", end), "SetVersion": here.SetVersion(ctx, gone, "1"),
+		"Ban": here.Ban(ctx, gone, "", "operator root"), "Renewed": here.Renewed(ctx, gone, "1", end), "SetVersion": here.SetVersion(ctx, gone, "1"),
 		"Delete": func() error { _, err := here.Delete(ctx, gone); return err }(),
 	} {
 		if !errors.Is(err, ErrNotFound) {
@@ -185,7 +187,7 @@ func TestBanWins(t *testing.T) {
 	for round := range 5 {
 		id := attest(t, a, fmt.Sprint("r", round), "1", end)
 		var wg sync.WaitGroup
-		wg.Go(func() { must(t, a.Ban(t.Context(), id)) })
+		wg.Go(func() { must(t, a.Ban(t.Context(), id, "", "operator root")) })
 		for i := range 5 {
 			wg.Go(func() {
 				err := b.Renewed(t.Context(), id, fmt.Sprint(i), end)
@@ -306,7 +308,7 @@ func TestStoreAway(t *testing.T) {
 			t.Errorf("serial %q: %v", serial, err)
 		}
 	}
-	if err := r.Ban(ctx, id); !errors.Is(err, store.ErrUnavailable) {
+	if err := r.Ban(ctx, id, "", "operator root"); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("Ban: %v", err)
 	}
 	u.away.Store(false)
@@ -332,7 +334,7 @@ func TestList(t *testing.T) {
 		_, err := r.Attested(ctx, Attestation{ID: agent(n.name), Type: n.typ, Selectors: set(n.sels), CanReattest: n.reattest}, "1", n.end)
 		must(t, err)
 	}
-	must(t, r.Ban(ctx, agent("b")))
+	must(t, r.Ban(ctx, agent("b"), "", "operator root"))
 	yes, no := true, false
 	for _, c := range []struct {
 		what, want string
