@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Limits of a log that is accepted. Logs of real machines have 20 to 400 events in 4 to 100 kB.
@@ -47,19 +48,10 @@ type Event struct {
 	Verified bool
 }
 
-// The algorithms whose digests we can step over, with their sizes (TCG Algorithm Registry).
-var digestSizes = map[uint16]int{
-	0x0004: 20, // SHA-1
-	0x000b: 32, // SHA-256
-	0x000c: 48, // SHA-384
-	0x000d: 64, // SHA-512
-	0x0012: 32, // SM3-256
-	0x0027: 32, // SHA3-256
-	0x0028: 48, // SHA3-384
-	0x0029: 64, // SHA3-512
-}
-
-const algSHA256 = 0x000b
+const (
+	algSHA256 = 0x000b // TCG Algorithm Registry
+	maxDigest = 128    // bytes of a digest of any bank
+)
 
 var errShort = errors.New("it ends within an event")
 
@@ -156,8 +148,8 @@ func (r *reader) specID() (map[uint16]int, error) {
 		if body.short {
 			return nil, errShort
 		}
-		if _, twice := banks[algorithm]; twice || digestSizes[algorithm] != size {
-			return nil, fmt.Errorf("it names a PCR bank 0x%04x with digests of %d bytes, which is unknown or named twice", algorithm, size)
+		if _, twice := banks[algorithm]; twice || size == 0 || size > maxDigest || (algorithm == algSHA256 && size != len(Digest{})) {
+			return nil, fmt.Errorf("it names a PCR bank 0x%04x twice, or with digests of %d bytes", algorithm, size)
 		}
 		banks[algorithm] = size
 	}
@@ -177,7 +169,7 @@ func (r *reader) event(banks map[uint16]int) (Event, error) {
 	if r.short {
 		return e, errShort
 	}
-	if int64(count) != int64(len(banks)) {
+	if uint64(count) > uint64(len(banks)) {
 		return e, fmt.Errorf("it has %d digests, and the log %d PCR banks", count, len(banks))
 	}
 	var seen [maxBanks]uint16
@@ -188,10 +180,7 @@ func (r *reader) event(banks map[uint16]int) (Event, error) {
 		if r.short {
 			return e, errShort
 		}
-		for _, other := range seen[:i] {
-			known = known && other != algorithm
-		}
-		if !known {
+		if !known || slices.Contains(seen[:i], algorithm) {
 			return e, fmt.Errorf("it has a digest of algorithm 0x%04x, which has no bank or came before", algorithm)
 		}
 		if seen[i] = algorithm; algorithm == algSHA256 {
@@ -202,8 +191,12 @@ func (r *reader) event(banks map[uint16]int) (Event, error) {
 	if r.short {
 		return e, errShort
 	}
-	if e.PCR > 23 && e.Type != NoAction {
+	switch {
+	case e.Type == NoAction:
+	case e.PCR > 23:
 		return e, fmt.Errorf("there is no PCR %d", e.PCR)
+	case !slices.Contains(seen[:count], algSHA256):
+		return e, errors.New("it has no SHA-256")
 	}
 	e.Verified = sha256.Sum256(e.Data) == e.Digest
 	return e, nil

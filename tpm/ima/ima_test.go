@@ -289,6 +289,19 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
+// TestRelabelled: templates with as many fields can be told as each other, and it changes nothing. So
+// a file can not pass as a buffer that nobody judges.
+func TestRelabelled(t *testing.T) {
+	m := machines(t)[0]
+	s, genuine := m.replay(t)
+	if !try(t, bytes.ReplaceAll(m.log, []byte("ima-sig"), []byte("ima-buf")), s.PCR, genuine, "ima-sig as ima-buf") {
+		t.Error("the other label was refused: then it is not the entries that count")
+	}
+	if try(t, bytes.ReplaceAll(m.log, []byte("\x07\x00\x00\x00ima-sig"), []byte("\x06\x00\x00\x00ima-ng")), s.PCR, genuine, "ima-sig as ima-ng") {
+		t.Error("a field was hidden")
+	}
+}
+
 // TestKexec: after kexec another kernel's boot aggregate follows, and there is none to rely on.
 func TestKexec(t *testing.T) {
 	m := machines(t)[0]
@@ -298,6 +311,20 @@ func TestKexec(t *testing.T) {
 	next, _, err := s.Advance(again, sha256.Sum256(append(s.PCR[:], d[:]...)))
 	if err != nil || !next.BootAggregate.IsZero() || next.Kernels != 2 {
 		t.Errorf("%+v %v", next, err)
+	}
+}
+
+func TestSelectors(t *testing.T) {
+	s, _ := machines(t)[0].replay(t)
+	if got := strings.Join(s.Selectors("b", "a"), " "); got != "ima:no-violations ima:allowlist:a ima:allowlist:b" {
+		t.Error(got)
+	}
+	s.Violations = 1
+	if got := strings.Join(s.Selectors("a"), " "); got != "ima:allowlist:a" {
+		t.Error(got)
+	}
+	if got := (State{}).Selectors("a"); len(got) > 0 {
+		t.Errorf("without a log: %q", got)
 	}
 }
 
