@@ -40,45 +40,40 @@ static __always_inline int may_write(struct claim *k, const struct task_record *
 	return 0;
 }
 
-struct component {
-	char path[SOCKET_NAME];
-	__u32 start;
+/* The path that connect() was given, as the kernel understands it: up to a NUL or the length
+ * that was passed. Abstract names have none. */
+struct path_given {
+	char front; /* '/', so that every component has one before it */
+	char text[SUN_PATH + 1];
+	__u32 length; /* without the NUL, with the front */
 };
 
-static long go_back(__u32 n, struct component *c)
-{
-	__u32 before = c->start - 1;
-	if (before >= SUN_PATH || c->path[before] == '/')
-		return 1;
-	c->start = before;
-	return 0;
-}
-
-/* Reads the last component of the path that connect() was given, as the kernel understands it:
- * up to a NUL or the length that was passed. 0 for abstract names and what ends in '/'. */
-static __always_inline int read_name(char name[SOCKET_NAME], struct bpf_sock_addr *ctx)
+static __always_inline int read_path(struct path_given *p, struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock_addr_kern *k = bpf_cast_to_kern_ctx(ctx);
-	struct component c;
 	__u32 size = k->uaddrlen - sizeof(k->uaddr->sa_family); /* the NUL may be counted or not */
 	barrier_var(size);
 	if (size > SUN_PATH)
 		return 0;
-	long length = bpf_probe_read_kernel_str(c.path, size + 1,
+	long length = bpf_probe_read_kernel_str(p->text, size + 1,
 						(void *)k->uaddr + sizeof(k->uaddr->sa_family));
-	if (length <= 1)
-		return 0;
-	c.start = length - 1;
-	bpf_loop(SUN_PATH, go_back, &c, 0);
-	return c.start <= SUN_PATH &&
-	       bpf_probe_read_kernel_str(name, SUN_PATH, c.path + c.start) > 1;
+	p->front = '/';
+	p->length = length;
+	return length > 1;
 }
 
-static __always_inline int same_name(const __u64 *a, const __u64 *b)
+/* A path that ends in '/' and the name has the name as its last component. */
+static __always_inline int ends_in(struct path_given *p, const struct socket_name *name)
 {
+	__u32 end[sizeof(name->text) / 4] = {};
+	__u32 length = name->length, before = p->length - length;
+	barrier_var(before); /* the verifier knows of no subtraction from the stack's address */
+	if (!length || length > sizeof(name->text) || before > sizeof(p->text) ||
+	    bpf_probe_read_kernel(end, length, &p->front + before))
+		return 0;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < SOCKET_NAME / 8; i++)
-		if (a[i] != b[i])
+	for (int i = 0; i < sizeof(name->text) / 4; i++)
+		if (((const __u32 *)name->text)[i] != end[i])
 			return 0;
 	return 1;
 }
@@ -87,12 +82,12 @@ static __always_inline int is_watched(struct bpf_sock_addr *ctx)
 {
 	__u32 zero = 0;
 	struct sensor_settings *s = bpf_map_lookup_elem(&settings, &zero);
-	__u64 name[SOCKET_NAME / 8] = {};
-	if (!s || !read_name((char *)name, ctx))
+	struct path_given path;
+	if (!s || !read_path(&path, ctx))
 		return 0;
 #pragma clang loop unroll(disable)
 	for (int n = 0; n < SOCKET_NAMES; n++)
-		if (same_name((const __u64 *)s->names[n], name))
+		if (ends_in(&path, &s->names[n]))
 			return 1;
 	return 0;
 }

@@ -27,12 +27,14 @@ type settings struct {
 	AgentTGID   uint32
 	Tier        uint32
 	TamperSeen  uint32
-	Names       [socketNames][socketName]byte
+	Names       [socketNames]struct {
+		Length uint32
+		Text   [108]byte
+	}
 }
 
 const (
 	socketNames = 8
-	socketName  = 112
 	pathMax     = 107 // bytes of a name in sockaddr_un
 )
 
@@ -105,7 +107,7 @@ func (s *Sensor) writeSettings(build uint64) error {
 	}
 	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
 	for i, name := range s.names {
-		copy(set.Names[i][:], name)
+		set.Names[i].Length = uint32(copy(set.Names[i].Text[:], "/"+name))
 	}
 	if s.protects() {
 		var st unix.Stat_t

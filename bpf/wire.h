@@ -297,8 +297,14 @@ _Static_assert(sizeof(struct sensor_state) == 88, "sensor_state");
 
 #define CGROUP_PATH 256 /* with its NUL, padded by 0 */
 
+/* The last component of the path of one of the agent's sockets. */
+struct socket_name {
+	__u32 length;   /* of the text; 0: not used */
+	char text[108]; /* begins with '/', padded by 0 */
+};
+_Static_assert(sizeof(struct socket_name) == 112, "socket_name");
+
 #define SOCKET_NAMES 8
-#define SOCKET_NAME 112 /* more than fits into sun_path; a multiple of 8 */
 
 /* The only element of the map `settings`: written by the agent alone. */
 struct sensor_settings {
@@ -308,8 +314,7 @@ struct sensor_settings {
 	__u32 pin_dev;      /* of the BPF file system that holds the pins, while protection is on */
 	__u32 agent_tgid;   /* who may ask for bindings */
 	__u32 tier;
-	__u32 tamper_seen; /* integrity.flags that the hooks here never miss */
-	/* T2: last components of the paths by which the agent's sockets are reached, padded by 0 */
-	char names[SOCKET_NAMES][SOCKET_NAME];
+	__u32 tamper_seen;                      /* integrity.flags that the hooks here never miss */
+	struct socket_name names[SOCKET_NAMES]; /* T2 */
 };
 _Static_assert(sizeof(struct sensor_settings) == 936, "sensor_settings");
