@@ -4,7 +4,7 @@ package selectors
 
 // families are the derivations, in no significant order.
 var families = [...]func(*Facts, func(family, value string)){
-	deriveUnix, deriveExec, deriveLineage, deriveCgroup, deriveContainer, deriveProcess, deriveIntegrity, deriveEvidence,
+	deriveUnix, deriveExec, deriveLineage, deriveCgroup, deriveContainer, deriveProcess, deriveIntegrity, deriveHint, deriveEvidence,
 }
 
 // Derive turns facts into selectors. It is a pure function: the agent and the server get the

@@ -92,6 +92,9 @@ type Facts struct {
 	Integrity Integrity `json:"integrity"`
 	// Code is what the process mapped to execute besides its program (kernel record).
 	Code Code `json:"code"`
+	// ArgumentFile is the first of the process's arguments that names a regular file, as that
+	// was when it was asked: the process's own word (/proc/PID/cmdline).
+	ArgumentFile Executable `json:"argument_file"`
 }
 
 // Executable is a program file as it was executed.

@@ -314,6 +314,17 @@ func TestDeriveIntegrity(t *testing.T) {
 	}
 }
 
+func TestDeriveHint(t *testing.T) {
+	f := facts()
+	if got := derived(f, "hint"); got != nil {
+		t.Errorf("no argument gave %v", got)
+	}
+	f.ArgumentFile = Executable{Path: "app.py", SHA256: Digest{9}}
+	if got, want := derived(f, "hint"), []string{"hint:argument-file:sha256:" + Digest{9}.String()}; !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestDeriveWhoComputedTheDigest(t *testing.T) {
 	f := facts()
 	f.Executable.IMA, f.Executable.FSVerity = true, Digest{3}

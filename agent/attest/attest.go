@@ -42,6 +42,8 @@ type Attestor struct {
 	groups  names
 	cgroups cgroupPaths
 	unknown unknownImages
+
+	arguments argumentFiles
 }
 
 // rememberedImages bounds the digests that are kept, at about 200 bytes each.
@@ -181,6 +183,11 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 		}
 	}
 	a.nameCredentials(&f.Credentials, groups)
+	if f.Namespaces.Known && f.Namespaces.HostUser { // elsewhere a path may lead to file systems of the process's own making
+		if f.ArgumentFile, err = a.arguments.of(s.process); err != nil {
+			return nil, err
+		}
+	}
 	f.Ancestors = lineage.Resolve(ctx, chain(task), programs{a})
 	return f, nil
 }

@@ -4,9 +4,9 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -111,18 +111,13 @@ func TestOpenPathInItsRoot(t *testing.T) {
 		t.Skip("chroot needs root")
 	}
 	dir := t.TempDir()
-	check(os.Rename(copyOf(t), filepath.Join(dir, "program")))
 	check(os.MkdirAll(filepath.Join(dir, "etc"), 0o755))
 	check(os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("jail"), 0o644))
 	check(os.Symlink("/etc/passwd", filepath.Join(dir, "link")))
 	check(os.Symlink("../../../../../../etc/passwd", filepath.Join(dir, "etc/out")))
-	c := &program{Cmd: exec.Command("/program")}
-	c.Env = append(os.Environ(), "ASSAY_ROLE=wait")
-	c.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
-	c.Dir = "/"
-	c.in = must(c.StdinPipe())
-	check(c.Start())
-	t.Cleanup(c.stop)
+	c := start(t, copyOf(t))
+	fmt.Fprintf(c.in, "chroot %s\n", dir)
+	c.ready()
 	p := pin(t, c.Process.Pid)
 	for _, path := range []string{"/etc/passwd", "/link", "/etc/out", "etc/passwd"} {
 		if got := readPath(t, p, path); got != "jail" {

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("ready")
 		in := bufio.NewScanner(os.Stdin)
 		for in.Scan() {
+			if dir, ok := strings.CutPrefix(in.Text(), "chroot "); ok {
+				check(errors.Join(unix.Chroot(dir), os.Chdir("/")))
+				fmt.Println("ready")
+			}
 			if path, ok := strings.CutPrefix(in.Text(), "exec "); ok {
 				panic(syscall.Exec(path, []string{path}, os.Environ()))
 			}

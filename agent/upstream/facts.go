@@ -24,7 +24,8 @@ func factsProto(f *selectors.Facts) *evidencepb.Facts {
 			HostNet: f.Namespaces.HostNet, HostUser: f.Namespaces.HostUser, HostCgroup: f.Namespaces.HostCgroup, HostIpc: f.Namespaces.HostIPC},
 		Integrity: &evidencepb.Integrity{SeesWrites: f.Integrity.SeesWrites, SeesTracing: f.Integrity.SeesTracing, SeesAll: f.Integrity.SeesAll, Traced: f.Integrity.Traced,
 			MemoryWritten: f.Integrity.MemoryWritten, MemoryRead: f.Integrity.MemoryRead, DescriptorTaken: f.Integrity.DescriptorTaken},
-		Code: &evidencepb.Code{Known: f.Code.Known, Libraries: digestProto(f.Code.Libraries), Files: uint32(f.Code.Files), Anonymous: f.Code.Anonymous},
+		Code:         &evidencepb.Code{Known: f.Code.Known, Libraries: digestProto(f.Code.Libraries), Files: uint32(f.Code.Files), Anonymous: f.Code.Anonymous},
+		ArgumentFile: executableProto(f.ArgumentFile),
 	}
 	for _, a := range f.Ancestors {
 		pb.Ancestors = append(pb.Ancestors, &evidencepb.Ancestor{ExecId: a.ExecID, Tgid: a.TGID,

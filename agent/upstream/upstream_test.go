@@ -190,7 +190,7 @@ func TestFactsProtoKeepsEveryField(t *testing.T) {
 		Exec:       selectors.Exec{Deleted: true, MemoryFile: true, SetID: true, FSMagic: 1, Script: true, ScriptFile: exe},
 		Namespaces: selectors.Namespaces{Known: true, HostPID: true, HostMount: true, HostNet: true, HostUser: true, HostCgroup: true, HostIPC: true},
 		Integrity:  selectors.Integrity{SeesWrites: true, SeesTracing: true, SeesAll: true, Traced: true, MemoryWritten: true, MemoryRead: true, DescriptorTaken: true},
-		Code:       selectors.Code{Known: true, Libraries: selectors.Digest{1}, Files: 2, Anonymous: true},
+		Code:       selectors.Code{Known: true, Libraries: selectors.Digest{1}, Files: 2, Anonymous: true}, ArgumentFile: exe,
 	}
 	var check func(path string, m protoreflect.Message)
 	check = func(path string, m protoreflect.Message) {

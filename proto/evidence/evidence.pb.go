@@ -94,8 +94,10 @@ type Facts struct {
 	Namespaces       *Namespaces `protobuf:"bytes,10,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
 	Integrity        *Integrity  `protobuf:"bytes,11,opt,name=integrity,proto3" json:"integrity,omitempty"`
 	Code             *Code       `protobuf:"bytes,12,opt,name=code,proto3" json:"code,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The process's own word, no evidence.
+	ArgumentFile  *Executable `protobuf:"bytes,13,opt,name=argument_file,json=argumentFile,proto3" json:"argument_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Facts) Reset() {
@@ -208,6 +210,13 @@ func (x *Facts) GetIntegrity() *Integrity {
 func (x *Facts) GetCode() *Code {
 	if x != nil {
 		return x.Code
+	}
+	return nil
+}
+
+func (x *Facts) GetArgumentFile() *Executable {
+	if x != nil {
+		return x.ArgumentFile
 	}
 	return nil
 }
@@ -1025,7 +1034,7 @@ var File_assay_evidence_evidence_proto protoreflect.FileDescriptor
 
 const file_assay_evidence_evidence_proto_rawDesc = "" +
 	"\n" +
-	"\x1dassay/evidence/evidence.proto\x12\x11assay.evidence.v1\"\xfa\x04\n" +
+	"\x1dassay/evidence/evidence.proto\x12\x11assay.evidence.v1\"\xbe\x05\n" +
 	"\x05Facts\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.assay.evidence.v1.ProcessKeyR\aprocess\x12+\n" +
 	"\x04tier\x18\x02 \x01(\x0e2\x17.assay.evidence.v1.TierR\x04tier\x12=\n" +
@@ -1043,7 +1052,8 @@ const file_assay_evidence_evidence_proto_rawDesc = "" +
 	" \x01(\v2\x1d.assay.evidence.v1.NamespacesR\n" +
 	"namespaces\x12:\n" +
 	"\tintegrity\x18\v \x01(\v2\x1c.assay.evidence.v1.IntegrityR\tintegrity\x12+\n" +
-	"\x04code\x18\f \x01(\v2\x17.assay.evidence.v1.CodeR\x04code\"\xcb\x01\n" +
+	"\x04code\x18\f \x01(\v2\x17.assay.evidence.v1.CodeR\x04code\x12B\n" +
+	"\rargument_file\x18\r \x01(\v2\x1d.assay.evidence.v1.ExecutableR\fargumentFile\"\xcb\x01\n" +
 	"\x04Exec\x12\x18\n" +
 	"\adeleted\x18\x01 \x01(\bR\adeleted\x12\x1f\n" +
 	"\vmemory_file\x18\x02 \x01(\bR\n" +
@@ -1168,14 +1178,15 @@ var file_assay_evidence_evidence_proto_depIdxs = []int32{
 	3,  // 7: assay.evidence.v1.Facts.namespaces:type_name -> assay.evidence.v1.Namespaces
 	4,  // 8: assay.evidence.v1.Facts.integrity:type_name -> assay.evidence.v1.Integrity
 	5,  // 9: assay.evidence.v1.Facts.code:type_name -> assay.evidence.v1.Code
-	7,  // 10: assay.evidence.v1.Exec.script_file:type_name -> assay.evidence.v1.Executable
-	9,  // 11: assay.evidence.v1.Credentials.supplementary_groups:type_name -> assay.evidence.v1.Group
-	7,  // 12: assay.evidence.v1.Ancestor.executable:type_name -> assay.evidence.v1.Executable
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	7,  // 10: assay.evidence.v1.Facts.argument_file:type_name -> assay.evidence.v1.Executable
+	7,  // 11: assay.evidence.v1.Exec.script_file:type_name -> assay.evidence.v1.Executable
+	9,  // 12: assay.evidence.v1.Credentials.supplementary_groups:type_name -> assay.evidence.v1.Group
+	7,  // 13: assay.evidence.v1.Ancestor.executable:type_name -> assay.evidence.v1.Executable
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_assay_evidence_evidence_proto_init() }

@@ -38,7 +38,7 @@ func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
 		errs = append(errs, err)
 		return e
 	}
-	f.Executable = executable(p.Executable)
+	f.Executable, f.ArgumentFile = executable(p.Executable), executable(p.ArgumentFile)
 	for _, a := range p.Ancestors {
 		f.Ancestors = append(f.Ancestors, selectors.Ancestor{ExecID: a.GetExecId(), TGID: a.GetTgid(), Observed: a.GetObserved(), Executable: executable(a.GetExecutable())})
 	}
