@@ -22,6 +22,10 @@ func testCredentials(t *testing.T, a *agent) {
 	p, _, c := a.client(t)
 	p.say("become somebody")
 	wantRefusal(t, "another user", c.Check(), CredentialsChanged)
+
+	p, _, c = a.client(t)
+	p.say("join a group")
+	wantRefusal(t, "another supplementary group", c.Check(), CredentialsChanged)
 }
 
 func testTightened(t *testing.T, a *agent) {

@@ -159,6 +159,9 @@ func playLine(line string, fd int) {
 	case "become somebody":
 		check(unix.Setresuid(1234, 1234, 1234)) // all threads
 		fmt.Println("done")
+	case "join a group":
+		check(syscall.Setgroups([]int{4321})) // all threads
+		fmt.Println("done")
 	case "tighten": // may be done at any time
 		check(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		fmt.Println("done")
