@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,8 +81,17 @@ type StoreConfig struct {
 type TPMConfig struct {
 	// EKCAPath is a PEM file with the CA certificates of TPM makers.
 	EKCAPath string `hcl:"ek_ca_path,optional"`
-	// EKHashes are SHA-256 digests, in hexadecimal, of the EKs' public keys (SubjectPublicKeyInfo).
+	// EKHashes are SHA-256 digests, in hexadecimal, of the EKs' public keys (SubjectPublicKeyInfo),
+	// beside the inventory that `assay tpm inventory` keeps.
 	EKHashes []string `hcl:"ek_hashes,optional"`
+	// Pending lets a TPM that is under no CA and in no inventory wait for `assay node approve`,
+	// instead of refusing it (default false).
+	Pending bool `hcl:"pending,optional"`
+	// RequoteInterval is how often an admitted node shows that it is what it was (default 60s).
+	RequoteInterval string `hcl:"requote_interval,optional"`
+	// Readmit says who ends a suspension that drift caused: "operator" (default), or
+	// "attestation", by which a node that attests again in full and passes ends it.
+	Readmit string `hcl:"readmit,optional"`
 }
 
 // JoinTokenConfig is the block `join_token`; it is empty.
@@ -95,7 +105,9 @@ type prepared struct {
 	subject                          pkix.Name
 	level                            slog.Level
 	tpm                              *verify.Policy // nil without the block
-	etcdTLS                          *tls.Config    // nil is plain text
+	ekRoots                          []*x509.Certificate
+	requoteInterval                  time.Duration
+	etcdTLS                          *tls.Config // nil is plain text
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.
@@ -192,7 +204,44 @@ func (p *prepared) readAttestors() error {
 	if p.tpm, err = verify.LoadPolicy(p.TPM.EKCAPath, p.TPM.EKHashes); err != nil {
 		return fmt.Errorf("block tpm: %w", err)
 	}
+	if p.TPM.EKCAPath != "" {
+		if p.ekRoots, err = readCertificates(p.TPM.EKCAPath); err != nil {
+			return fmt.Errorf("block tpm: ek_ca_path: %w", err)
+		}
+	}
+	p.requoteInterval = time.Minute
+	if text := p.TPM.RequoteInterval; text != "" {
+		if p.requoteInterval, err = time.ParseDuration(text); err != nil || p.requoteInterval < time.Second {
+			return fmt.Errorf("block tpm: requote_interval %q: write a time of at least a second, for example \"60s\"", text)
+		}
+	}
+	if !slices.Contains([]string{"", "operator", "attestation"}, p.TPM.Readmit) {
+		return fmt.Errorf("block tpm: readmit %q: write \"operator\" or \"attestation\"", p.TPM.Readmit)
+	}
 	return nil
+}
+
+// readCertificates reads a PEM file of certificates.
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s holds a %s; only certificates belong there", path, block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
+	}
+	return certs, nil
 }
 
 func (p *prepared) readStore() error {

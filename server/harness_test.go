@@ -36,6 +36,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
+	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/server"
 	"github.com/assay-id/assay/server/storetest"
 )
@@ -54,6 +55,7 @@ type clients struct {
 	debug  debugv1.DebugClient
 	health healthv1.HealthClient
 	node   nodev1.NodeClient
+	nodes  adminv1.NodeAdminClient
 }
 
 func newClients(t *testing.T, target string, opts ...grpc.DialOption) *clients {
@@ -64,7 +66,7 @@ func newClients(t *testing.T, target string, opts ...grpc.DialOption) *clients {
 	}
 	t.Cleanup(func() { conn.Close() })
 	return &clients{conn, agentv1.NewAgentClient(conn), bundlev1.NewBundleClient(conn), entryv1.NewEntryClient(conn), svidv1.NewSVIDClient(conn),
-		debugv1.NewDebugClient(conn), healthv1.NewHealthClient(conn), nodev1.NewNodeClient(conn)}
+		debugv1.NewDebugClient(conn), healthv1.NewHealthClient(conn), nodev1.NewNodeClient(conn), adminv1.NewNodeAdminClient(conn)}
 }
 
 // env is a running server.

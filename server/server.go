@@ -41,6 +41,7 @@ type Server struct {
 	ca      *ca.CA
 	entries *entries.Registry
 	nodes   *nodes.Registry
+	devices *nodes.Inventory
 	svid    *ownSVID
 	api     *api.Server
 }
@@ -124,16 +125,20 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	closers = append(closers, s.entries.Close)
-	s.nodes, err = nodes.Open(ctx, nodes.Config{Store: s.store, Logger: s.log})
+	s.nodes, err = nodes.Open(ctx, nodes.Config{Store: s.store, Logger: s.log, ReadmitByAttestation: c.TPM != nil && c.TPM.Readmit == "attestation"})
 	if err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, s.nodes.Close)
+	if s.devices, err = nodes.OpenInventory(ctx, s.store, s.log, time.Now); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.devices.Close)
 	if s.svid, err = newOwnSVID(s.ca); err != nil {
 		return closeAll, err
 	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Attestors: s.attestors(),
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, EKRoots: c.ekRoots, Attestors: s.attestors(),
 		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
@@ -209,11 +214,12 @@ func (s *Server) prune(ctx context.Context) {
 		}
 		n, err := s.entries.Prune(ctx)
 		tokens, tokenErr := s.nodes.PruneJoinTokens(ctx)
-		if err := errors.Join(err, tokenErr); err != nil {
+		pending, pendingErr := s.nodes.PrunePending(ctx)
+		if err := errors.Join(err, tokenErr, pendingErr); err != nil {
 			s.log.Warn("can not remove what has expired; trying again", "error", err)
 		}
-		if n+tokens > 0 {
-			s.log.Info("removed what has expired", "entries", n, "join_tokens", tokens)
+		if n+tokens+pending > 0 {
+			s.log.Info("removed what has expired", "entries", n, "join_tokens", tokens, "pending_nodes", pending)
 		}
 	}
 }

@@ -28,6 +28,161 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Standing is a detail of PERMISSION_DENIED, beside the sentence in the status, where a node is
+// refused for its state and attesting again at once does not help: the agent asks again later.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "pending": AttestAgent succeeds after an operator's approval.
+	// "suspended": everything is refused until an operator readmits the node.
+	State  string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// A full attestation that passes ends the suspension.
+	AttestAgain   bool `protobuf:"varint,3,opt,name=attest_again,json=attestAgain,proto3" json:"attest_again,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_assay_node_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Standing) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Standing) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Standing) GetAttestAgain() bool {
+	if x != nil {
+		return x.AttestAgain
+	}
+	return false
+}
+
+type RequoteQuestion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tpm.Question as JSON.
+	Payload       []byte `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequoteQuestion) Reset() {
+	*x = RequoteQuestion{}
+	mi := &file_assay_node_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequoteQuestion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequoteQuestion) ProtoMessage() {}
+
+func (x *RequoteQuestion) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequoteQuestion.ProtoReflect.Descriptor instead.
+func (*RequoteQuestion) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RequoteQuestion) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+type RequoteAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tpm.Answer as JSON.
+	Payload       []byte `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequoteAnswer) Reset() {
+	*x = RequoteAnswer{}
+	mi := &file_assay_node_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequoteAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequoteAnswer) ProtoMessage() {}
+
+func (x *RequoteAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequoteAnswer.ProtoReflect.Descriptor instead.
+func (*RequoteAnswer) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RequoteAnswer) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -36,7 +191,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[0]
+	mi := &file_assay_node_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +203,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[0]
+	mi := &file_assay_node_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +216,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{0}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{3}
 }
 
 type WatchResponse struct {
@@ -82,7 +237,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[1]
+	mi := &file_assay_node_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +249,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[1]
+	mi := &file_assay_node_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +262,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{1}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchResponse) GetFull() bool {
@@ -159,7 +314,7 @@ type SignX509SVIDRequest struct {
 
 func (x *SignX509SVIDRequest) Reset() {
 	*x = SignX509SVIDRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[2]
+	mi := &file_assay_node_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +326,7 @@ func (x *SignX509SVIDRequest) String() string {
 func (*SignX509SVIDRequest) ProtoMessage() {}
 
 func (x *SignX509SVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[2]
+	mi := &file_assay_node_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +339,7 @@ func (x *SignX509SVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509SVIDRequest.ProtoReflect.Descriptor instead.
 func (*SignX509SVIDRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{2}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SignX509SVIDRequest) GetEntryId() string {
@@ -224,7 +379,7 @@ type SignX509SVIDResponse struct {
 
 func (x *SignX509SVIDResponse) Reset() {
 	*x = SignX509SVIDResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[3]
+	mi := &file_assay_node_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +391,7 @@ func (x *SignX509SVIDResponse) String() string {
 func (*SignX509SVIDResponse) ProtoMessage() {}
 
 func (x *SignX509SVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[3]
+	mi := &file_assay_node_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +404,7 @@ func (x *SignX509SVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509SVIDResponse.ProtoReflect.Descriptor instead.
 func (*SignX509SVIDResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{3}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SignX509SVIDResponse) GetSvid() *types.X509SVID {
@@ -263,7 +418,15 @@ var File_assay_node_node_proto protoreflect.FileDescriptor
 
 const file_assay_node_node_proto_rawDesc = "" +
 	"\n" +
-	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1espire/api/types/x509svid.proto\"\x0e\n" +
+	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1espire/api/types/x509svid.proto\"[\n" +
+	"\bStanding\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
+	"\fattest_again\x18\x03 \x01(\bR\vattestAgain\"+\n" +
+	"\x0fRequoteQuestion\x12\x18\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\")\n" +
+	"\rRequoteAnswer\x12\x18\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\"\x0e\n" +
 	"\fWatchRequest\"\xbc\x01\n" +
 	"\rWatchResponse\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x120\n" +
@@ -277,10 +440,11 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12.\n" +
 	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"E\n" +
 	"\x14SignX509SVIDResponse\x12-\n" +
-	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid2\xa5\x01\n" +
+	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid2\xf2\x01\n" +
 	"\x04Node\x12D\n" +
 	"\x05Watch\x12\x1b.assay.node.v1.WatchRequest\x1a\x1c.assay.node.v1.WatchResponse0\x01\x12W\n" +
-	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponseB&Z$github.com/assay-id/assay/proto/nodeb\x06proto3"
+	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponse\x12K\n" +
+	"\aRequote\x12\x1c.assay.node.v1.RequoteAnswer\x1a\x1e.assay.node.v1.RequoteQuestion(\x010\x01B&Z$github.com/assay-id/assay/proto/nodeb\x06proto3"
 
 var (
 	file_assay_node_node_proto_rawDescOnce sync.Once
@@ -294,31 +458,36 @@ func file_assay_node_node_proto_rawDescGZIP() []byte {
 	return file_assay_node_node_proto_rawDescData
 }
 
-var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_assay_node_node_proto_goTypes = []any{
-	(*WatchRequest)(nil),         // 0: assay.node.v1.WatchRequest
-	(*WatchResponse)(nil),        // 1: assay.node.v1.WatchResponse
-	(*SignX509SVIDRequest)(nil),  // 2: assay.node.v1.SignX509SVIDRequest
-	(*SignX509SVIDResponse)(nil), // 3: assay.node.v1.SignX509SVIDResponse
-	(*types.Entry)(nil),          // 4: spire.api.types.Entry
-	(*types.Bundle)(nil),         // 5: spire.api.types.Bundle
-	(*evidence.Facts)(nil),       // 6: assay.evidence.v1.Facts
-	(*types.X509SVID)(nil),       // 7: spire.api.types.X509SVID
+	(*Standing)(nil),             // 0: assay.node.v1.Standing
+	(*RequoteQuestion)(nil),      // 1: assay.node.v1.RequoteQuestion
+	(*RequoteAnswer)(nil),        // 2: assay.node.v1.RequoteAnswer
+	(*WatchRequest)(nil),         // 3: assay.node.v1.WatchRequest
+	(*WatchResponse)(nil),        // 4: assay.node.v1.WatchResponse
+	(*SignX509SVIDRequest)(nil),  // 5: assay.node.v1.SignX509SVIDRequest
+	(*SignX509SVIDResponse)(nil), // 6: assay.node.v1.SignX509SVIDResponse
+	(*types.Entry)(nil),          // 7: spire.api.types.Entry
+	(*types.Bundle)(nil),         // 8: spire.api.types.Bundle
+	(*evidence.Facts)(nil),       // 9: assay.evidence.v1.Facts
+	(*types.X509SVID)(nil),       // 10: spire.api.types.X509SVID
 }
 var file_assay_node_node_proto_depIdxs = []int32{
-	4, // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
-	5, // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
-	6, // 2: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
-	7, // 3: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
-	0, // 4: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
-	2, // 5: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
-	1, // 6: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
-	3, // 7: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7,  // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
+	8,  // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
+	9,  // 2: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	10, // 3: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
+	3,  // 4: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
+	5,  // 5: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
+	2,  // 6: assay.node.v1.Node.Requote:input_type -> assay.node.v1.RequoteAnswer
+	4,  // 7: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
+	6,  // 8: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
+	1,  // 9: assay.node.v1.Node.Requote:output_type -> assay.node.v1.RequoteQuestion
+	7,  // [7:10] is the sub-list for method output_type
+	4,  // [4:7] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_assay_node_node_proto_init() }
@@ -332,7 +501,7 @@ func file_assay_node_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_node_node_proto_rawDesc), len(file_assay_node_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

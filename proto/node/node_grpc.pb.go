@@ -26,6 +26,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Node_Watch_FullMethodName        = "/assay.node.v1.Node/Watch"
 	Node_SignX509SVID_FullMethodName = "/assay.node.v1.Node/SignX509SVID"
+	Node_Requote_FullMethodName      = "/assay.node.v1.Node/Requote"
 )
 
 // NodeClient is the client API for Node service.
@@ -43,7 +44,13 @@ type NodeClient interface {
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
+	// An agent that attested by its TPM must have answered Requote lately, else FAILED_PRECONDITION.
 	SignX509SVID(ctx context.Context, in *SignX509SVIDRequest, opts ...grpc.CallOption) (*SignX509SVIDResponse, error)
+	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
+	// and stays open: the server asks, at once and then at intervals; the agent answers each
+	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
+	// ABORTED: attest again, in full.
+	Requote(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestion], error)
 }
 
 type nodeClient struct {
@@ -83,6 +90,19 @@ func (c *nodeClient) SignX509SVID(ctx context.Context, in *SignX509SVIDRequest, 
 	return out, nil
 }
 
+func (c *nodeClient) Requote(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestion], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[1], Node_Requote_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RequoteAnswer, RequoteQuestion]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_RequoteClient = grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestion]
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -98,7 +118,13 @@ type NodeServer interface {
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
+	// An agent that attested by its TPM must have answered Requote lately, else FAILED_PRECONDITION.
 	SignX509SVID(context.Context, *SignX509SVIDRequest) (*SignX509SVIDResponse, error)
+	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
+	// and stays open: the server asks, at once and then at intervals; the agent answers each
+	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
+	// ABORTED: attest again, in full.
+	Requote(grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]) error
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -114,6 +140,9 @@ func (UnimplementedNodeServer) Watch(*WatchRequest, grpc.ServerStreamingServer[W
 }
 func (UnimplementedNodeServer) SignX509SVID(context.Context, *SignX509SVIDRequest) (*SignX509SVIDResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignX509SVID not implemented")
+}
+func (UnimplementedNodeServer) Requote(grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]) error {
+	return status.Error(codes.Unimplemented, "method Requote not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -165,6 +194,13 @@ func _Node_SignX509SVID_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Requote_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(NodeServer).Requote(&grpc.GenericServerStream[RequoteAnswer, RequoteQuestion]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_RequoteServer = grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -182,6 +218,12 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _Node_Watch_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Requote",
+			Handler:       _Node_Requote_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "assay/node/node.proto",

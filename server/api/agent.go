@@ -152,10 +152,11 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 	if err != nil {
 		return nil, err
 	}
-	if err := s.cfg.Nodes.Ban(ctx, id); err != nil {
+	by := callerOf(ctx).operator()
+	if err := s.cfg.Nodes.Ban(ctx, id, "", by); err != nil {
 		return nil, agentError(err)
 	}
-	s.cfg.Logger.Info("agent banned", "agent", id)
+	s.cfg.Logger.Info("node banned", "agent", id, "by", by)
 	return &emptypb.Empty{}, nil
 }
 
@@ -168,7 +169,7 @@ func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgent
 	if _, err := s.cfg.Nodes.Delete(ctx, id); err != nil {
 		return nil, agentError(err)
 	}
-	s.cfg.Logger.Info("agent deleted", "agent", id)
+	s.cfg.Logger.Info("node evicted", "agent", id, "by", callerOf(ctx).operator())
 	below, _, err := s.cfg.Entries.List(entries.Filter{ParentID: id}, 0, "")
 	if err != nil {
 		return nil, rpcError(err)

@@ -5,7 +5,7 @@
 //
 //	            TCP, TLS, client certificate optional      Unix socket, plain, mode 0770
 //	caller      anyone, or the holder of an SVID            "local": whoever may open the socket
-//	services    Agent Bundle Entry SVID Node                the same, Debug, Health
+//	services    Agent Bundle Entry SVID Node NodeAdmin      the same, Debug, Health
 //
 // Who may call what is one table in auth.go. Messages become domain types only in convert.go.
 package api
@@ -17,6 +17,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -33,6 +34,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
+	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
@@ -69,10 +71,33 @@ type Nodes interface {
 	Get(id spiffeid.ID) *nodes.Node
 	List(f nodes.Filter, pageSize int, token string) ([]*nodes.Node, string, error)
 	Count(f nodes.Filter) (int, error)
-	Ban(ctx context.Context, id spiffeid.ID) error
+	Admissible(id spiffeid.ID) error
+	Hold(ctx context.Context, a nodes.Attestation) error
+	Approve(ctx context.Context, id spiffeid.ID, by string) error
+	Suspend(ctx context.Context, id spiffeid.ID, reason, by string) error
+	Readmit(ctx context.Context, id spiffeid.ID, by string) error
+	Ban(ctx context.Context, id spiffeid.ID, reason, by string) error
 	Delete(ctx context.Context, id spiffeid.ID) (*nodes.Node, error)
 	SetVersion(ctx context.Context, id spiffeid.ID, version string) error
 	CreateJoinToken(ctx context.Context, token string, ttl time.Duration) (time.Time, error)
+}
+
+// Inventory is what the API needs of server/nodes' inventory.
+type Inventory interface {
+	Get(ek selectors.Digest) *nodes.Device
+	List() []*nodes.Device
+	Add(ctx context.Context, devices []nodes.Device, by string) error
+	Remove(ctx context.Context, eks []selectors.Digest) (int, error)
+}
+
+// Continuous asks admitted nodes again whether they are what they were.
+type Continuous interface {
+	// Run asks one node, by ask, until ctx ends (nil) or the node must go: a *nodes.DeniedError,
+	// or another error, after which it attests again. spki is of the key behind the connection,
+	// binding is the connection's.
+	Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, ask func(context.Context, []byte) ([]byte, error)) error
+	// Fresh reports whether the node answered lately.
+	Fresh(id spiffeid.ID) bool
 }
 
 // Config of the API.
@@ -81,6 +106,11 @@ type Config struct {
 	Entries     Entries
 	Signer      Signer
 	Nodes       Nodes
+	Inventory   Inventory
+	// Continuous attestation of nodes that have a TPM; nil asks none of them again.
+	Continuous Continuous
+	// EKRoots are the CAs of TPM makers that attestors trust, to show.
+	EKRoots []*x509.Certificate
 	// Attestors by their type.
 	Attestors []nodes.Attestor
 	// AllowWithoutEvidence names the attestor types whose agents may have workload SVIDs
@@ -120,7 +150,7 @@ func New(cfg Config) *Server {
 		s.attestors[a.Type()] = a
 	}
 	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.guardUnary), grpc.ChainStreamInterceptor(s.guardStream)}
-	s.unix = grpc.NewServer(guards...)
+	s.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}))...)
 	s.tcp = grpc.NewServer(append(guards,
 		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),
@@ -134,6 +164,7 @@ func New(cfg Config) *Server {
 		entryv1.RegisterEntryServer(g, &entryService{Server: s})
 		svidv1.RegisterSVIDServer(g, &svidService{Server: s})
 		nodev1.RegisterNodeServer(g, &nodeService{Server: s})
+		adminv1.RegisterNodeAdminServer(g, &nodeAdminService{Server: s})
 	}
 	debugv1.RegisterDebugServer(s.unix, &debugService{Server: s})
 	healthv1.RegisterHealthServer(s.unix, s.health)

@@ -11,6 +11,8 @@ import (
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/server/nodes"
@@ -36,7 +38,7 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "failed to parse CSR: %v", err)
 	}
-	verdict, err := attestor.Attest(ctx, params.Data.Payload, csr.PublicKey, challenger(stream))
+	verdict, err := attestor.Attest(ctx, params.Data.Payload, csr.PublicKey, channelBinding(ctx), challenger(stream))
 	if err != nil {
 		return attestError(err)
 	}
@@ -59,23 +61,42 @@ func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509
 	if a.ID.TrustDomain() != s.cfg.TrustDomain || !nodes.IsAgentID(a.ID) {
 		return nil, status.Errorf(codes.Internal, "the attestor gave the agent the ID %q, which is not one of an agent", a.ID)
 	}
-	banned := status.Error(codes.PermissionDenied, "failed to attest: agent is banned")
-	if n := s.cfg.Nodes.Get(a.ID); n != nil && n.Banned {
-		return nil, banned // without details, as SPIRE
+	if a.Pending != "" {
+		return nil, refusedToAttest(s.cfg.Nodes.Hold(ctx, a))
+	}
+	if err := s.cfg.Nodes.Admissible(a.ID); err != nil {
+		return nil, refusedToAttest(err)
 	}
 	chain, err := s.cfg.Signer.SignAgent(a.ID, csr.PublicKey)
 	if err != nil {
 		return nil, rpcError(fmt.Errorf("failed to sign: %w", err))
 	}
-	_, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter)
-	var d *nodes.DeniedError
-	switch {
-	case errors.As(err, &d) && d.Reason == nodes.Banned:
-		return nil, banned
-	case err != nil:
-		return nil, rpcError(fmt.Errorf("failed to record the agent: %w", err))
+	if _, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
+		return nil, refusedToAttest(err)
 	}
 	return chain[0], nil
+}
+
+// refusedToAttest words why an agent that proved itself gets no SVID.
+func refusedToAttest(err error) error {
+	if d, ok := errors.AsType[*nodes.DeniedError](err); ok && d.Reason == nodes.Banned {
+		return status.Error(codes.PermissionDenied, "failed to attest: agent is banned") // SPIRE's text, and no details
+	} else if ok {
+		return agentError(err)
+	}
+	return agentError(fmt.Errorf("failed to record the agent: %w", err))
+}
+
+// channelBinding is the connection's own value (RFC 9266, tls-exporter), or nil where there is no
+// such: on the Unix socket, and in TLS 1.2 without extended master secret.
+func channelBinding(ctx context.Context) []byte {
+	p, _ := peer.FromContext(ctx)
+	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+		if b, err := info.State.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32); err == nil {
+			return b
+		}
+	}
+	return nil
 }
 
 func checkAttestParams(p *agentv1.AttestAgentRequest_Params) error {

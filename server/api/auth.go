@@ -15,7 +15,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 
+	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/server/nodes"
 )
 
@@ -75,6 +77,18 @@ var permissions = map[string]access{
 
 	"/assay.node.v1.Node/Watch":        agent,
 	"/assay.node.v1.Node/SignX509SVID": agent,
+	"/assay.node.v1.Node/Requote":      agent,
+
+	"/assay.nodeadmin.v1.NodeAdmin/ListNodes":       operators,
+	"/assay.nodeadmin.v1.NodeAdmin/GetNode":         operators,
+	"/assay.nodeadmin.v1.NodeAdmin/Approve":         operators,
+	"/assay.nodeadmin.v1.NodeAdmin/Suspend":         operators,
+	"/assay.nodeadmin.v1.NodeAdmin/Readmit":         operators,
+	"/assay.nodeadmin.v1.NodeAdmin/Ban":             operators,
+	"/assay.nodeadmin.v1.NodeAdmin/ListInventory":   operators,
+	"/assay.nodeadmin.v1.NodeAdmin/AddInventory":    operators,
+	"/assay.nodeadmin.v1.NodeAdmin/RemoveInventory": operators,
+	"/assay.nodeadmin.v1.NodeAdmin/ListRoots":       operators,
 
 	"/spire.api.server.debug.v1.Debug/GetInfo": local,
 	"/grpc.health.v1.Health/Check":             local,
@@ -85,8 +99,17 @@ var permissions = map[string]access{
 // caller is who makes a call.
 type caller struct {
 	local bool
+	user  string            // who opened the Unix socket
 	id    spiffeid.ID       // zero without a certificate
 	cert  *x509.Certificate // nil without
+}
+
+// operator names the caller where records say who did something.
+func (c caller) operator() string {
+	if c.local {
+		return "operator " + c.user
+	}
+	return "operator " + c.id.String()
 }
 
 type callerKey struct{}
@@ -138,19 +161,16 @@ func (s *Server) admit(ctx context.Context, method string) (context.Context, err
 	case allowed&agent == 0 || c.local || c.cert == nil:
 		return nil, denied(method)
 	}
-	err = s.checkAgent(ctx, c)
-	if status.Code(err) == codes.PermissionDenied { // keep the details, not the text
-		text := status.New(codes.PermissionDenied, denied(method).Error()).Proto()
-		text.Message = deniedText(method)
-		text.Details = status.Convert(err).Proto().GetDetails()
-		return nil, status.ErrorProto(text)
+	err = s.cfg.Nodes.Authorize(ctx, c.id, c.cert.SerialNumber.String(), c.cert.NotAfter)
+	if d, ok := errors.AsType[*nodes.DeniedError](err); ok && d.Reason <= nodes.MustReattest {
+		return nil, deniedBecause(d, denied(method)) // SPIRE's text
 	}
-	return ctx, err
+	return ctx, agentError(err)
 }
 
-func deniedText(method string) string { return "authorization denied for method " + method }
-
-func denied(method string) error { return status.Error(codes.PermissionDenied, deniedText(method)) }
+func denied(method string) error {
+	return status.Error(codes.PermissionDenied, "authorization denied for method "+method)
+}
 
 // identify reads the caller off the connection. The handshake has verified the certificate.
 func identify(ctx context.Context) (caller, error) {
@@ -159,7 +179,11 @@ func identify(ctx context.Context) (caller, error) {
 		return caller{}, status.Error(codes.Internal, "the connection has no peer")
 	}
 	if p.Addr.Network() == "unix" {
-		return caller{local: true}, nil
+		user := "unknown"
+		if u, ok := p.AuthInfo.(socketUser); ok {
+			user = u.name
+		}
+		return caller{local: true, user: user}, nil
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
@@ -196,26 +220,41 @@ func (s *Server) roles(c caller) access {
 	return r
 }
 
-// checkAgent admits the active SVID of a known node. A renewed SVID becomes active here.
-func (s *Server) checkAgent(ctx context.Context, c caller) error {
-	return agentError(s.cfg.Nodes.Authorize(ctx, c.id, c.cert.SerialNumber.String(), c.cert.NotAfter))
-}
-
 // agentError gives an error of server/nodes its code and, for a denial, its reason.
 func agentError(err error) error {
 	var d *nodes.DeniedError
+	var st *nodes.StateError
 	switch {
-	case errors.As(err, &d): // reasons are numbered as in the protocol
-		return deniedBecause(types.PermissionDeniedDetails_Reason(d.Reason), d.Error())
+	case errors.As(err, &d):
+		return deniedBecause(d, status.Error(codes.PermissionDenied, d.Error()))
+	case errors.As(err, &st):
+		return status.Error(codes.FailedPrecondition, st.Error())
+	case errors.Is(err, nodes.ErrTooManyPending):
+		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(err, nodes.ErrNotFound):
 		return status.Error(codes.NotFound, "agent not found")
 	}
 	return rpcError(err)
 }
 
-// deniedBecause carries the reason that agents decide on: attest again, or give up.
-func deniedBecause(reason types.PermissionDeniedDetails_Reason, text string) error {
-	st, err := status.New(codes.PermissionDenied, text).WithDetails(&types.PermissionDeniedDetails{Reason: reason})
+// deniedBecause adds to a denial the reason that agents decide on: SPIRE's, to attest again or
+// give up, and ours for states that SPIRE does not know.
+func deniedBecause(d *nodes.DeniedError, denial error) error {
+	var details []protoadapt.MessageV1
+	switch d.Reason {
+	case nodes.Pending, nodes.Suspended:
+		state := nodes.StatePending
+		if d.Reason == nodes.Suspended {
+			state = nodes.StateSuspended
+		}
+		details = append(details, protoadapt.MessageV1Of(&nodev1.Standing{State: string(state), Reason: d.Detail, AttestAgain: d.Reattest}))
+		if d.Reattest {
+			details = append(details, protoadapt.MessageV1Of(&types.PermissionDeniedDetails{Reason: types.PermissionDeniedDetails_AGENT_MUST_REATTEST}))
+		}
+	default: // reasons are numbered as in the protocol
+		details = append(details, protoadapt.MessageV1Of(&types.PermissionDeniedDetails{Reason: types.PermissionDeniedDetails_Reason(d.Reason)}))
+	}
+	st, err := status.Convert(denial).WithDetails(details...)
 	if err != nil {
 		return status.Errorf(codes.Internal, "encode the reason of a denial: %v", err)
 	}

@@ -188,7 +188,7 @@ func agentToProto(n *nodes.Node, m *types.AgentMask) *types.Agent {
 	set(m.AttestationType, &p.AttestationType, n.AttestationType)
 	set(m.X509SvidSerialNumber, &p.X509SvidSerialNumber, n.Serial)
 	set(m.X509SvidExpiresAt, &p.X509SvidExpiresAt, toUnix(n.NotAfter))
-	set(m.Banned, &p.Banned, n.Banned)
+	set(m.Banned, &p.Banned, n.State == nodes.StateBanned)
 	set(m.CanReattest, &p.CanReattest, n.CanReattest)
 	set(m.AgentVersion, &p.AgentVersion, n.AgentVersion)
 	if m.Selectors {

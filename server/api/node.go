@@ -29,24 +29,16 @@ type nodeService struct {
 // Watch pushes the caller's entries and the trust bundle, and ends when the caller is no
 // longer admitted.
 func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServer) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	c := callerOf(ctx)
-	changed, leave := s.watchers.enter(c.id)
+	ctx, leave := s.whileAdmitted(stream.Context())
 	defer leave()
-	if err := s.stillAdmitted(ctx, c); err != nil { // it may have changed before we listened
-		return err
-	}
-	expired := time.NewTimer(c.cert.NotAfter.Sub(s.cfg.Now()))
-	defer expired.Stop()
-	deltas := s.deltas(ctx, c.id)
+	deltas := s.deltas(ctx, callerOf(ctx).id)
 	var bundleChanged <-chan struct{} // nil until the first, full message
 	var revision int64
 	for {
 		msg := &nodev1.WatchResponse{Revision: revision}
 		select {
 		case <-ctx.Done():
-			return status.FromContextError(ctx.Err()).Err()
+			return endOf(ctx)
 		case d := <-deltas:
 			if d.err != nil {
 				return watchError(d.err)
@@ -57,23 +49,49 @@ func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServ
 			}
 		case <-bundleChanged:
 			msg.Bundle, bundleChanged = s.bundle()
-		case <-changed:
-			msg = nil
-		case <-expired.C:
-			msg = nil
-		case <-s.watchers.stopped:
-			return status.Error(codes.Aborted, "the server is stopping; call again")
 		}
-		var err error
-		if msg == nil {
-			err = s.stillAdmitted(ctx, c)
-		} else {
-			err = stream.Send(msg)
-		}
-		if err != nil {
+		if err := stream.Send(msg); err != nil {
 			return err
 		}
 	}
+}
+
+// whileAdmitted returns a context for a stream of an agent. It ends, with what to answer as its
+// cause (endOf), when the caller is no longer admitted or the server stops.
+func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := callerOf(ctx)
+	changed, leave := s.watchers.enter(c.id)
+	go func() {
+		defer leave()
+		expired := time.NewTimer(c.cert.NotAfter.Sub(s.cfg.Now()))
+		defer expired.Stop()
+		for {
+			// First of all: it may have changed before we listened.
+			if err := s.stillAdmitted(ctx, c); err != nil {
+				cancel(err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			case <-expired.C:
+			case <-s.watchers.stopped:
+				cancel(status.Error(codes.Aborted, "the server is stopping; call again"))
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// endOf is the answer to a stream whose context of whileAdmitted has ended.
+func endOf(ctx context.Context) error {
+	if cause := context.Cause(ctx); cause != ctx.Err() {
+		return cause
+	}
+	return status.FromContextError(ctx.Err()).Err()
 }
 
 func (s *nodeService) bundle() (*types.Bundle, <-chan struct{}) {
@@ -151,6 +169,9 @@ func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVID
 	}
 	if missing := want.Missing(selectors.Derive(facts)); len(missing) > 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "the evidence does not satisfy entry %s: missing %s", e.ID, strings.Join(missing.Strings(), ", "))
+	}
+	if err := s.fresh(ctx, agent); err != nil {
+		return nil, err
 	}
 	chain, err := s.signEntry(e, csr)
 	if err != nil {

@@ -42,6 +42,9 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	node := s.nodeSelectors(agent)
 	lookup := func(id string) *selectors.Entry { return s.cfg.Entries.AuthorizedEntry(agent, node, id) }
 	refusal := s.withoutEvidence(agent)
+	if refusal == nil {
+		refusal = s.fresh(ctx, agent)
+	}
 	resp := &svidv1.BatchNewX509SVIDResponse{}
 	for _, p := range req.Params {
 		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: itemOK()}

@@ -31,9 +31,10 @@ type Attestation struct {
 
 // Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
 // errors pass through Attest as they are. csrKey is the key that the agent wants an SVID for.
+// binding is of the connection (RFC 9266, tls-exporter, 32 bytes), or nil where it has none.
 type Attestor interface {
 	Type() string
-	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error)
+	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error)
 }
 
 // Fault says whose fault a failed attestation is.

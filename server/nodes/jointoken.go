@@ -132,7 +132,7 @@ type JoinToken struct {
 func (j *JoinToken) Type() string { return JoinTokenType }
 
 // Attest spends the token that the payload is. There is no challenge.
-func (j *JoinToken) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (j *JoinToken) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, _ func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
 	token := string(payload)
 	switch err := j.Tokens.UseJoinToken(ctx, token); {
 	case errors.Is(err, errNoToken), errors.Is(err, errTokenExpired):

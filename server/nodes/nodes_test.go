@@ -395,7 +395,7 @@ func TestJoinToken(t *testing.T) {
 	ctx := t.Context()
 	a := &JoinToken{TrustDomain: td, Tokens: r}
 	try := func(token string) (Attestation, error) {
-		return a.Attest(ctx, []byte(token), nil, func(context.Context, []byte) ([]byte, error) {
+		return a.Attest(ctx, []byte(token), nil, nil, func(context.Context, []byte) ([]byte, error) {
 			t.Fatal("a join token has no challenge")
 			return nil, nil
 		})
@@ -460,7 +460,7 @@ func TestJoinTokenServesOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			if _, err := (&JoinToken{td, servers[i%2]}).Attest(t.Context(), []byte("token"), nil, nil); err == nil {
+			if _, err := (&JoinToken{td, servers[i%2]}).Attest(t.Context(), []byte("token"), nil, nil, nil); err == nil {
 				admitted.Add(1)
 			}
 		})
@@ -508,7 +508,7 @@ func TestTPM(t *testing.T) {
 		}
 		return tpm.Encode(e)
 	}
-	got, err := a.Attest(t.Context(), payload, key.Public(), answer)
+	got, err := a.Attest(t.Context(), payload, key.Public(), nil, answer)
 	must(t, err)
 	hash, err := d.EKHash()
 	must(t, err)
@@ -531,24 +531,24 @@ func TestTPM(t *testing.T) {
 		{"no JSON in the answer", payload, key.Public(), func(context.Context, []byte) ([]byte, error) { return []byte("x"), nil }, FaultMessage},
 		{"another CSR key", payload, another(t, d), answer, FaultRefused},
 	} {
-		_, err := a.Attest(t.Context(), c.payload, c.csr, c.answer)
+		_, err := a.Attest(t.Context(), c.payload, c.csr, nil, c.answer)
 		var e *AttestError
 		if !errors.As(err, &e) || e.Fault != c.fault {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
-	_, err = a.Attest(t.Context(), payload, key.Public(), func(context.Context, []byte) ([]byte, error) { return nil, gone })
+	_, err = a.Attest(t.Context(), payload, key.Public(), nil, func(context.Context, []byte) ([]byte, error) { return nil, gone })
 	if err != gone {
 		t.Errorf("a lost stream: %v", err)
 	}
 	a.Policy = &verify.Policy{}
-	_, err = a.Attest(t.Context(), payload, key.Public(), answer)
+	_, err = a.Attest(t.Context(), payload, key.Public(), nil, answer)
 	var e *AttestError
 	if !errors.As(err, &e) || e.Fault != FaultRefused || !strings.Contains(err.Error(), "ek_ca_path") {
 		t.Errorf("an unknown CA: %v", err)
 	}
 	a.Policy = &verify.Policy{PCRs: []int{23}}
-	_, err = a.Attest(t.Context(), payload, key.Public(), answer)
+	_, err = a.Attest(t.Context(), payload, key.Public(), nil, answer)
 	if !errors.As(err, &e) || e.Fault != FaultServer {
 		t.Errorf("a wrong policy: %v", err)
 	}

@@ -29,7 +29,7 @@ type TPM struct {
 func (t *TPM) Type() string { return tpm.AttestorType }
 
 // Attest runs one attestation: payload is a Hello, the answer to the challenge is Evidence.
-func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
 	hello, err := tpm.Decode[tpm.Hello](payload)
 	if err != nil {
 		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}

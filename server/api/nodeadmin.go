@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/tpm"
+)
+
+// nodeAdminService is our own assay.nodeadmin.v1.NodeAdmin.
+type nodeAdminService struct {
+	adminv1.UnimplementedNodeAdminServer
+	*Server
+}
+
+// ListNodes lists nodes in the order in which they came, without what makes them long.
+func (s *nodeAdminService) ListNodes(_ context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
+	list, next, err := s.cfg.Nodes.List(nodes.Filter{State: nodes.State(req.State)}, int(req.PageSize), req.PageToken)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "list nodes: %v", err)
+	}
+	resp := &adminv1.ListNodesResponse{NextPageToken: next}
+	for _, n := range list {
+		p := s.nodeToProto(n)
+		p.Selectors, p.Checks, p.History = nil, nil, nil
+		resp.Nodes = append(resp.Nodes, p)
+	}
+	return resp, nil
+}
+
+// GetNode returns all that is known of one node.
+func (s *nodeAdminService) GetNode(_ context.Context, req *adminv1.GetNodeRequest) (*adminv1.Node, error) {
+	id, err := s.parseAgentID(req.SpiffeId)
+	if err != nil {
+		return nil, err
+	}
+	return s.nodeOf(id)
+}
+
+// Approve lets a pending node in.
+func (s *nodeAdminService) Approve(ctx context.Context, req *adminv1.ApproveRequest) (*adminv1.Node, error) {
+	return s.change(ctx, req.SpiffeId, "node approved", "", func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Approve(ctx, id, by) })
+}
+
+// Suspend makes a node's SVID count no longer.
+func (s *nodeAdminService) Suspend(ctx context.Context, req *adminv1.SuspendRequest) (*adminv1.Node, error) {
+	return s.change(ctx, req.SpiffeId, "node suspended", req.Reason, func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Suspend(ctx, id, req.Reason, by) })
+}
+
+// Readmit ends a suspension.
+func (s *nodeAdminService) Readmit(ctx context.Context, req *adminv1.ReadmitRequest) (*adminv1.Node, error) {
+	return s.change(ctx, req.SpiffeId, "node readmitted", "", func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Readmit(ctx, id, by) })
+}
+
+// Ban refuses a node until it is evicted.
+func (s *nodeAdminService) Ban(ctx context.Context, req *adminv1.BanRequest) (*adminv1.Node, error) {
+	return s.change(ctx, req.SpiffeId, "node banned", req.Reason, func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Ban(ctx, id, req.Reason, by) })
+}
+
+const maxReason = 500 // bytes
+
+func (s *nodeAdminService) change(ctx context.Context, text, event, reason string, do func(id spiffeid.ID, by string) error) (*adminv1.Node, error) {
+	id, err := s.parseAgentID(text)
+	if err != nil {
+		return nil, err
+	}
+	if len(reason) > maxReason {
+		return nil, status.Errorf(codes.InvalidArgument, "the reason is longer than %d bytes", maxReason)
+	}
+	by := callerOf(ctx).operator()
+	if err := do(id, by); err != nil {
+		return nil, agentError(err)
+	}
+	s.cfg.Logger.Info(event, "agent", id, "by", by, "reason", reason)
+	return s.nodeOf(id)
+}
+
+func (s *nodeAdminService) nodeOf(id spiffeid.ID) (*adminv1.Node, error) {
+	n := s.cfg.Nodes.Get(id)
+	if n == nil {
+		return nil, status.Errorf(codes.NotFound, "there is no node %s; `assay node list` shows those that there are", id)
+	}
+	return s.nodeToProto(n), nil
+}
+
+// parseAgentID reads an ID that must be one of an agent.
+func (s *Server) parseAgentID(text string) (spiffeid.ID, error) {
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "%q is not a SPIFFE ID: %v", text, err)
+	}
+	return s.agentID(idToProto(id))
+}
+
+func (s *nodeAdminService) nodeToProto(n *nodes.Node) *adminv1.Node {
+	p := &adminv1.Node{
+		SpiffeId: n.ID.String(), Standing: standingToProto(n.Standing), AttestationType: n.AttestationType, AgentVersion: n.AgentVersion,
+		Selectors: n.Selectors.Strings(), SvidSerial: n.Serial, SvidExpiresAt: toUnix(n.NotAfter),
+		CreatedAt: toUnix(n.CreatedAt), AttestedAt: toUnix(n.AttestedAt),
+	}
+	for _, h := range n.History {
+		p.History = append(p.History, standingToProto(h))
+	}
+	for _, c := range n.Checks {
+		p.Checks = append(p.Checks, &adminv1.Check{Name: c.Name, Detail: c.Detail})
+	}
+	if hash, ok := strings.CutPrefix(n.ID.Path(), "/spire/agent/"+tpm.AttestorType+"/"); ok {
+		if ek, err := nodes.ParseEK(hash); err == nil {
+			if d := s.cfg.Inventory.Get(ek); d != nil {
+				p.Device = deviceToProto(d)
+			}
+		}
+	}
+	return p
+}
+
+func standingToProto(s nodes.Standing) *adminv1.Standing {
+	return &adminv1.Standing{State: string(s.State), Reason: s.Reason, Since: toUnix(s.Since), By: s.By}
+}
+
+func deviceToProto(d *nodes.Device) *adminv1.Device {
+	return &adminv1.Device{EkHash: d.EK.String(), Label: d.Label, Group: d.Group, Note: d.Note, AddedAt: toUnix(d.AddedAt), By: d.By}
+}
+
+const (
+	maxDevices    = 1000 // in one call
+	maxDeviceText = 1000 // bytes of label, group and note together
+)
+
+// ListInventory returns the TPMs that operators listed.
+func (s *nodeAdminService) ListInventory(context.Context, *adminv1.ListInventoryRequest) (*adminv1.ListInventoryResponse, error) {
+	resp := &adminv1.ListInventoryResponse{}
+	for _, d := range s.cfg.Inventory.List() {
+		resp.Devices = append(resp.Devices, deviceToProto(d))
+	}
+	return resp, nil
+}
+
+// AddInventory adds all the devices, or none if one is malformed.
+func (s *nodeAdminService) AddInventory(ctx context.Context, req *adminv1.AddInventoryRequest) (*adminv1.AddInventoryResponse, error) {
+	if len(req.Devices) > maxDevices {
+		return nil, status.Errorf(codes.InvalidArgument, "%d devices in one call; send at most %d", len(req.Devices), maxDevices)
+	}
+	var devices []nodes.Device
+	for _, p := range req.Devices {
+		ek, err := nodes.ParseEK(p.EkHash)
+		if err == nil && len(p.Label)+len(p.Group)+len(p.Note) > maxDeviceText {
+			err = fmt.Errorf("device %s: label, group and note are longer than %d bytes", ek, maxDeviceText)
+		}
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		devices = append(devices, nodes.Device{EK: ek, Label: p.Label, Group: p.Group, Note: p.Note})
+	}
+	by := callerOf(ctx).operator()
+	if err := s.cfg.Inventory.Add(ctx, devices, by); err != nil {
+		return nil, rpcError(err)
+	}
+	s.cfg.Logger.Info("inventory added", "devices", len(devices), "by", by)
+	return &adminv1.AddInventoryResponse{}, nil
+}
+
+// RemoveInventory takes TPMs out; admitted nodes notice when they attest next.
+func (s *nodeAdminService) RemoveInventory(ctx context.Context, req *adminv1.RemoveInventoryRequest) (*adminv1.RemoveInventoryResponse, error) {
+	var eks []selectors.Digest
+	for _, text := range req.EkHashes {
+		ek, err := nodes.ParseEK(text)
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		eks = append(eks, ek)
+	}
+	n, err := s.cfg.Inventory.Remove(ctx, eks)
+	if err != nil {
+		return nil, rpcError(err)
+	}
+	s.cfg.Logger.Info("inventory removed", "devices", n, "by", callerOf(ctx).operator())
+	return &adminv1.RemoveInventoryResponse{Removed: int32(n)}, nil
+}
+
+// ListRoots returns the CAs of TPM makers that the server trusts.
+func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest) (*adminv1.ListRootsResponse, error) {
+	resp := &adminv1.ListRootsResponse{}
+	for _, c := range s.cfg.EKRoots {
+		resp.Certificates = append(resp.Certificates, c.Raw)
+	}
+	return resp, nil
+}
