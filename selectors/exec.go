@@ -14,8 +14,10 @@ package selectors
 //	exec:script                  exec:script                the program interprets another file   which
 //	exec:binary                  exec:binary                an execve that was seen, of the       that it reads no code: `python app.py` is
 //	                                                        program itself                        a binary to the kernel
-//	exec:script:sha256:<hex>     exec:script:sha256:9f86…   T1: the script's own inode, seen by   that nothing else is interpreted later
-//	                                                        the kernel before the interpreter
+//	exec:script:sha256:<hex>     exec:script:sha256:9f86…   T1: the script's own inode, seen by   that nothing else is interpreted: who
+//	                                                        the kernel before the interpreter,    starts it chooses its environment
+//	                                                        unwritten since, on a path that only
+//	                                                        root can change (agent/code)
 //	exec:fsverity:sha256:<hex>   exec:fsverity:sha256:12…   the kernel checks every page that is  –
 //	                                                        read against this root
 func deriveExec(f *Facts, emit func(family, value string)) {

@@ -4,6 +4,7 @@
 // still them.
 //
 //	connect ──▶ kernel record on the socket ──▶ Accept: process pinned ──▶ *Caller or *Refusal
+//	(T3: ──▶ the socket's pidfd, Peers)
 //	each message read: its sender, stamped by the kernel, is the recorded process
 //	Caller.Check, at each request and before each push: same process, same image, sole holder
 //

@@ -167,6 +167,6 @@ func rights(s process.Snapshot) bpf.Credentials {
 		RealUID: s.UIDs[0], UID: s.UIDs[1], SavedUID: s.UIDs[2], FSUID: s.UIDs[3],
 		RealGID: s.GIDs[0], GID: s.GIDs[1], SavedGID: s.GIDs[2], FSGID: s.GIDs[3],
 		Permitted: s.Permitted, Effective: s.Effective, LoginUID: s.LoginUID, SessionID: s.SessionID,
-		NoNewPrivs: s.NoNewPrivs, Seccomp: s.Seccomp,
+		NoNewPrivs: s.NoNewPrivs, Seccomp: s.Seccomp, Groups: bpf.GroupsOf(s.Groups),
 	}
 }

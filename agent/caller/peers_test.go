@@ -30,9 +30,9 @@ func TestPeers(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *agent){
 		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Descriptors": testDescriptors, "Spawning": testSpawning,
 		"GRPC": testGRPC, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
-		"Credentials": testCredentials, "Tightened": testTightened, "Cgroup": testCgroup,
+		"Tightened": testTightened, "Cgroup": testCgroup,
 		"Inherited": testSpeaks("inherit"), "Passed": testSpeaks("pass"),
-		"UserAtConnect": testUserAtConnect, "Facts": testPeerFacts,
+		"UserAtConnect": testUserAtConnect, "Facts": testPeerFacts, "ExecBeforeAccept": testExecBeforeAccept,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, a) })
 	}
@@ -58,7 +58,28 @@ func testUserAtConnect(t *testing.T, a *agent) {
 	if c.Credentials().UID != 0 {
 		t.Errorf("user %d", c.Credentials().UID)
 	}
-	wantRefusal(t, "a caller that has another user since it connected", c.Check(), CredentialsChanged)
+	wantRefusal(t, "a caller that had another user before it was accepted", c.Check(), CredentialsChanged)
+	p, _, c = a.client(t)
+	p.say("become somebody")
+	wantRefusal(t, "another user", c.Check(), CredentialsChanged)
+}
+
+// testExecBeforeAccept states the limit: who executes another program before the agent accepts is
+// taken for that.
+func testExecBeforeAccept(t *testing.T, a *agent) {
+	p := start(t, "client", a.path)
+	p.word()
+	pidfd := must(unix.PidfdOpen(p.Process.Pid, 0))
+	defer unix.Close(pidfd)
+	before, err := a.binder.Key(pidfd)
+	check(err)
+	if w := p.say("exec"); w != "executed" {
+		t.Fatal(w)
+	}
+	c, err := a.accept(t).Caller()
+	if err != nil || c.Check() != nil || c.Key() == before {
+		t.Errorf("seen after all: %+v, %v; docs/evidence.md says that it goes unseen", c, err)
+	}
 }
 
 func testPeerFacts(t *testing.T, a *agent) {
