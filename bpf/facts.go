@@ -84,19 +84,36 @@ type Credentials struct {
 const maxGroups = 32
 
 // Groups are the supplementary groups of a process. Values can be compared, also those of which
-// not all is known.
+// not all is known; the zero Groups is unknown.
 type Groups struct {
+	known bool
 	count uint32
 	gids  [maxGroups]uint32
+}
+
+// GroupsOf holds a list that was read elsewhere.
+func GroupsOf(gids []uint32) Groups {
+	g := Groups{known: len(gids) <= maxGroups, count: uint32(len(gids))}
+	copy(g.gids[:], gids)
+	return g
 }
 
 // List returns the group IDs in ascending order; known is false when there are more than the
 // record holds (32), or the kernel could not tell.
 func (g *Groups) List() (gids []uint32, known bool) {
-	if g.count > maxGroups {
+	if !g.known {
 		return nil, false
 	}
 	return g.gids[:g.count], true
+}
+
+func decodeGroups(r *reader) Groups {
+	g := Groups{count: r.u32()}
+	g.known = g.count <= maxGroups
+	for i := range g.gids {
+		g.gids[i] = r.u32()
+	}
+	return g
 }
 
 // Namespace is one namespace of a process.
@@ -214,10 +231,7 @@ func decodeCredentials(r *reader) Credentials {
 		User: Namespace{Inode: n.user}, PID: Namespace{Inode: n.pid}, Mount: Namespace{Inode: n.mnt},
 		Network: Namespace{Inode: n.net}, Cgroup: Namespace{Inode: n.cgroup}, IPC: Namespace{Inode: n.ipc}, UTS: Namespace{Inode: n.uts},
 	}
-	c.Groups.count = r.u32()
-	for i := range c.Groups.gids {
-		c.Groups.gids[i] = r.u32()
-	}
+	c.Groups = decodeGroups(r)
 	r.u32()
 	return c
 }
