@@ -161,7 +161,7 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 	} else if err != nil {
 		a.log.Info("a caller has no digest", "pid", pid, "reason", err)
 	}
-	if err := a.kernelDigests(f); err != nil {
+	if err := a.execve(s.process, f); err != nil {
 		return nil, err
 	}
 	if f.Code, err = a.mapped(s.process, task); err != nil {
@@ -192,16 +192,29 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 	return f, nil
 }
 
-// kernelDigests adds what the kernel itself computed of the program at execve. A digest of the
-// kernel that differs from ours means that one of them is not of what runs.
-func (a *Attestor) kernelDigests(f *selectors.Facts) error {
+// execve adds what the kernel knows of the execve beside the task's record.
+func (a *Attestor) execve(p *process.Process, f *selectors.Facts) error {
 	info, err := a.sensor.Exec(f.Process.ExecID)
-	switch {
-	case errors.Is(err, bpf.ErrNoRecord):
+	if errors.Is(err, bpf.ErrNoRecord) {
 		return nil // seeded, or too long ago
-	case err != nil:
+	} else if err != nil {
 		return err
 	}
+	a.kernelDigests(f, &info)
+	if !f.Exec.Script || !f.Namespaces.Known || !f.Namespaces.HostUser { // elsewhere everybody is root
+		return nil
+	}
+	f.Exec.ScriptFile, err = a.code.Script(p, script(&info))
+	if errors.Is(err, code.ErrNoScript) {
+		a.log.Info("a caller's script has no digest", "pid", f.Process.TGID, "reason", err)
+		return nil
+	}
+	return err
+}
+
+// kernelDigests adds what the kernel itself computed of the program. A digest of the kernel that
+// differs from ours means that one of them is not of what runs.
+func (a *Attestor) kernelDigests(f *selectors.Facts, info *bpf.ExecInfo) {
 	if info.Verity != nil {
 		f.Executable.FSVerity = *info.Verity
 	}
@@ -211,7 +224,6 @@ func (a *Attestor) kernelDigests(f *selectors.Facts) error {
 			f.Executable.SHA256 = selectors.Digest{}
 		}
 	}
-	return nil
 }
 
 // mapped returns what the process executes besides its program.

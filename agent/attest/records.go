@@ -3,6 +3,7 @@
 package attest
 
 import (
+	"github.com/assay-id/assay/agent/code"
 	"github.com/assay-id/assay/agent/digest"
 	"github.com/assay-id/assay/agent/lineage"
 	"github.com/assay-id/assay/bpf"
@@ -28,6 +29,11 @@ func execution(t *bpf.Task) selectors.Exec {
 		Deleted: t.Flags.Has(bpf.Deleted), MemoryFile: t.Flags.Has(bpf.MemoryFile), SetID: t.Flags.Has(bpf.SecureExec),
 		FSMagic: t.Executable.FSMagic, Script: t.Flags.Has(bpf.Script),
 	}
+}
+
+// script is without a token, and so without a digest, until the sensor keeps one of scripts.
+func script(x *bpf.ExecInfo) code.Script {
+	return code.Script{Path: x.Path, FSMagic: x.Script.FSMagic}
 }
 
 // mayWrite are the kinds of access after which memory can be written and T1 does not see it: its
