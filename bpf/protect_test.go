@@ -67,10 +67,25 @@ func TestProtect(t *testing.T) {
 		t.Errorf("not reported: %v", tried)
 	}
 	untouched(t, p, other)
-	check(unix.Kill(p.Process.Pid, unix.SIGTERM)) // the way out
-	if _, err := p.Process.Wait(); err != nil {
-		t.Error(err)
+	if err := Unpin(pins); !errors.Is(err, ErrInUse) {
+		t.Errorf("unpinning while the agent lives: %v, want ErrInUse", err)
 	}
+	end := func() {
+		check(unix.Kill(p.Process.Pid, unix.SIGTERM)) // the way out
+		if _, err := p.Process.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	end()
+	p = start(t, "protected", "ASSAY_PINS="+pins, "ASSAY_DATA="+data) // takes over
+	_, err = fmt.Sscan(p.word(t), &mapID, &programID, &linkID)
+	check(err)
+	for name, a := range intrusions(p, mount, pins, data, elsewhere, mapID, programID, linkID) {
+		if err := a.try(); !errors.Is(err, os.ErrPermission) {
+			t.Errorf("%s, after a restart: %v, want it refused", name, err)
+		}
+	}
+	end()
 	if _, err := os.ReadFile(secret); err != nil {
 		t.Error(err)
 	}
