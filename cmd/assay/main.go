@@ -61,7 +61,7 @@ func root() *cobra.Command {
 	f.StringVar(&a.serverSocket, "server-socket", env("ASSAY_SERVER_SOCKET", "/run/assay/server/admin.sock"), "the server's admin socket (ASSAY_SERVER_SOCKET)")
 	f.StringVar(&a.agentSocket, "agent-socket", env("ASSAY_AGENT_SOCKET", "/run/assay/agent/admin.sock"), "the agent's admin socket (ASSAY_AGENT_SOCKET)")
 	f.StringVar(&a.workloadSocket, "workload-socket", env("SPIFFE_ENDPOINT_SOCKET", "unix:///run/assay/agent/api.sock"), "the Workload API (SPIFFE_ENDPOINT_SOCKET)")
-	c.AddCommand(a.entry(), a.node(), a.token(), a.bundle(), a.fetch(), a.watch(), a.explain(), a.server(), a.agent(), a.dev())
+	c.AddCommand(a.entry(), a.node(), a.tpm(), a.token(), a.bundle(), a.fetch(), a.watch(), a.explain(), a.server(), a.agent(), a.dev())
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -85,6 +86,14 @@ func parseID(text string) (*types.SPIFFEID, error) {
 		path = "/" + path
 	}
 	return &types.SPIFFEID{TrustDomain: td, Path: path}, nil
+}
+
+// hostname of this machine, or a word in its place.
+func hostname() string {
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "NAME"
 }
 
 func timeText(unix int64) string {

@@ -12,7 +12,6 @@ import (
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
-	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -25,76 +24,6 @@ func (a *app) onServer(f func(conn *grpc.ClientConn) error) error {
 	}
 	defer conn.Close()
 	return f(conn)
-}
-
-func (a *app) node() *cobra.Command {
-	one := func(use, short string, call func(c *cobra.Command, client agentv1.AgentClient, id *types.SPIFFEID) error) *cobra.Command {
-		return &cobra.Command{Use: use + " SPIFFE-ID", Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-			id, err := parseID(args[0])
-			if err != nil {
-				return err
-			}
-			return a.onServer(func(conn *grpc.ClientConn) error { return call(c, agentv1.NewAgentClient(conn), id) })
-		}}
-	}
-	return group("node", "The machines that were attested",
-		&cobra.Command{Use: "list", Short: "Lists the attested nodes", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-			return a.onServer(func(conn *grpc.ClientConn) error { return a.listNodes(c, agentv1.NewAgentClient(conn)) })
-		}},
-		one("show", "Shows a node and the selectors that it proved", func(c *cobra.Command, client agentv1.AgentClient, id *types.SPIFFEID) error {
-			n, err := client.GetAgent(c.Context(), &agentv1.GetAgentRequest{Id: id})
-			if err != nil {
-				return err
-			}
-			return a.show(n, func(w io.Writer) { showNode(w, n, true) })
-		}),
-		one("ban", "Bans a node: its SVID and those of its workloads are no longer renewed, and it can not attest again", func(c *cobra.Command, client agentv1.AgentClient, id *types.SPIFFEID) error {
-			_, err := client.BanAgent(c.Context(), &agentv1.BanAgentRequest{Id: id})
-			return err
-		}),
-		one("evict", "Forgets a node; one that can attest anew does so at once", func(c *cobra.Command, client agentv1.AgentClient, id *types.SPIFFEID) error {
-			_, err := client.DeleteAgent(c.Context(), &agentv1.DeleteAgentRequest{Id: id})
-			return err
-		}),
-	)
-}
-
-func (a *app) listNodes(c *cobra.Command, client agentv1.AgentClient) error {
-	var nodes []*types.Agent
-	for token := ""; ; {
-		resp, err := client.ListAgents(c.Context(), &agentv1.ListAgentsRequest{PageSize: 500, PageToken: token})
-		if err != nil {
-			return err
-		}
-		nodes = append(nodes, resp.Agents...)
-		if token = resp.NextPageToken; token == "" {
-			break
-		}
-	}
-	return a.show(messages(nodes), func(w io.Writer) {
-		for _, n := range nodes {
-			showNode(w, n, false)
-		}
-		if len(nodes) == 0 {
-			fmt.Fprintln(w, "no nodes")
-		}
-	})
-}
-
-func showNode(w io.Writer, n *types.Agent, all bool) {
-	state := "admitted"
-	if n.Banned {
-		state = "banned"
-	}
-	fmt.Fprintf(w, "%s\n  state\t%s by %s\n  svid\tserial %s, until %s\n", idText(n.Id), state, n.AttestationType, n.X509SvidSerialNumber, timeText(n.X509SvidExpiresAt))
-	for _, s := range n.Selectors {
-		if all {
-			fmt.Fprintf(w, "  selector\t%s:%s\n", s.Type, s.Value)
-		}
-	}
-	if !all {
-		fmt.Fprintf(w, "  selectors\t%d (assay node show)\n", len(n.Selectors))
-	}
 }
 
 func (a *app) token() *cobra.Command {

@@ -169,6 +169,7 @@ type Node struct {
 	AttestedAt    int64 `protobuf:"varint,11,opt,name=attested_at,json=attestedAt,proto3" json:"attested_at,omitempty"`
 	// The node's place in the inventory, if it has one.
 	Device        *Device `protobuf:"bytes,12,opt,name=device,proto3" json:"device,omitempty"`
+	CanReattest   bool    `protobuf:"varint,13,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -285,6 +286,13 @@ func (x *Node) GetDevice() *Device {
 		return x.Device
 	}
 	return nil
+}
+
+func (x *Node) GetCanReattest() bool {
+	if x != nil {
+		return x.CanReattest
+	}
+	return false
 }
 
 type ListNodesRequest struct {
@@ -1068,7 +1076,7 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\x02by\x18\x04 \x01(\tR\x02by\"3\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06detail\x18\x02 \x01(\tR\x06detail\"\xf3\x03\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"\x96\x04\n" +
 	"\x04Node\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x128\n" +
 	"\bstanding\x18\x02 \x01(\v2\x1c.assay.nodeadmin.v1.StandingR\bstanding\x126\n" +
@@ -1085,7 +1093,8 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	" \x01(\x03R\tcreatedAt\x12\x1f\n" +
 	"\vattested_at\x18\v \x01(\x03R\n" +
 	"attestedAt\x122\n" +
-	"\x06device\x18\f \x01(\v2\x1a.assay.nodeadmin.v1.DeviceR\x06device\"d\n" +
+	"\x06device\x18\f \x01(\v2\x1a.assay.nodeadmin.v1.DeviceR\x06device\x12!\n" +
+	"\fcan_reattest\x18\r \x01(\bR\vcanReattest\"d\n" +
 	"\x10ListNodesRequest\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +

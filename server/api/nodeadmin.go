@@ -104,7 +104,7 @@ func (s *Server) parseAgentID(text string) (spiffeid.ID, error) {
 
 func (s *nodeAdminService) nodeToProto(n *nodes.Node) *adminv1.Node {
 	p := &adminv1.Node{
-		SpiffeId: n.ID.String(), Standing: standingToProto(n.Standing), AttestationType: n.AttestationType, AgentVersion: n.AgentVersion,
+		SpiffeId: n.ID.String(), Standing: standingToProto(n.Standing), AttestationType: n.AttestationType, AgentVersion: n.AgentVersion, CanReattest: n.CanReattest,
 		Selectors: n.Selectors.Strings(), SvidSerial: n.Serial, SvidExpiresAt: toUnix(n.NotAfter),
 		CreatedAt: toUnix(n.CreatedAt), AttestedAt: toUnix(n.AttestedAt),
 	}

@@ -23,7 +23,7 @@ func TestBan(t *testing.T) {
 	if e := w.next(t, m); e.Code == "" || e.Code == "OK" {
 		t.Errorf("the stream of a banned node's workload: %+v", e)
 	}
-	contains(t, "node list", m.must(t, nil, "node", "list"), "banned by tpm")
+	contains(t, "node list", m.must(t, nil, "node", "list"), "banned since", "by operator ")
 	err := m.StartAgent(t.Context())
 	if err == nil {
 		t.Fatal("a banned node was admitted")
@@ -113,4 +113,65 @@ func TestJoinToken(t *testing.T) {
 		t.Fatal("the token worked twice")
 	}
 	contains(t, "a spent token", err.Error(), "the server did not admit this node", "join token does not exist or has already been used", "assay token create")
+}
+
+// A suspended node's agent says why it gets nothing, goes on asking, and after its readmission
+// proves itself again in full, without anybody on the machine.
+func TestSuspend(t *testing.T) {
+	m := start(t, dev.Options{})
+	m.create(t, "/w", "--selector", me(t))
+	w := m.startWorkload(t, self)
+	w.next(t, m)
+	serial := m.serial(t)
+	m.must(t, nil, "node", "suspend", m.NodeID, "--reason", "a disk was replaced")
+	shown := m.must(t, nil, "node", "show", m.NodeID)
+	contains(t, "node show", shown, "suspended since", "by operator ", "a disk was replaced", "before", "admitted since", "assay node readmit "+m.NodeID)
+	eventually(t, "the agent to be cut off", func() bool { return !m.connected(t) })
+	eventually(t, "the agent's log to say why", func() bool { return strings.Contains(m.logs.String(), "a disk was replaced") })
+	m.must(t, nil, "node", "readmit", m.NodeID)
+	eventually(t, "the agent to be back", func() bool { return m.connected(t) })
+	if m.serial(t) == serial {
+		t.Error("the node did not attest again")
+	}
+	w.quiet(t)
+}
+
+// Inventories of the three forms go in, and come out as they can go in again.
+func TestInventory(t *testing.T) {
+	dir := t.TempDir()
+	hash := func(c string) string { return strings.Repeat(c, 64) }
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.Mkdir(filepath.Join(dir, "hashes"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write("hashes/"+hash("3"), "")
+	for _, form := range []string{write("a.csv", hash("1")+",rack 1,db\n"), write("b.json", `[{"ek_hash":"`+hash("2")+`","label":"rack, 2"}]`), filepath.Join(dir, "hashes")} {
+		shared.must(t, nil, "tpm", "inventory", "import", form)
+	}
+	shared.must(t, nil, "tpm", "inventory", "add", hash("4"), "--label", "rack 4", "--note", "by hand")
+	text := shared.must(t, nil, "tpm", "inventory", "export")
+	if want := fmt.Sprintf("ek_hash,label,group,note\n%s,rack 1,db,\n%s,\"rack, 2\",,\n%s,,,\n%s,rack 4,,by hand\n", hash("1"), hash("2"), hash("3"), hash("4")); text != want {
+		t.Errorf("exported\n%swant\n%s", text, want)
+	}
+	list := shared.must(t, nil, "tpm", "inventory", "list")
+	contains(t, "list", list, hash("1")+"  label rack 1, group db, added ", "by operator ")
+	shared.must(t, nil, "tpm", "inventory", "remove", hash("1"), hash("2"), hash("3"), hash("4"))
+	if err := os.RemoveAll(filepath.Join(dir, "hashes")); err != nil {
+		t.Fatal(err)
+	}
+	shared.must(t, nil, "tpm", "inventory", "import", write("c.csv", text))
+	if again := shared.must(t, nil, "tpm", "inventory", "export"); again != text {
+		t.Errorf("exported again\n%s", again)
+	}
+	shared.must(t, nil, "tpm", "inventory", "remove", hash("1"), hash("2"), hash("3"), hash("4"))
+	if out, err := shared.assay(t, "tpm", "inventory", "remove", hash("1")); err == nil {
+		t.Errorf("removed what is not there: %s", out)
+	}
+	contains(t, "roots", shared.must(t, nil, "tpm", "roots"), "root", "until", "sha256")
 }

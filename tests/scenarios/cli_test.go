@@ -88,7 +88,7 @@ func TestApplyIsIdempotent(t *testing.T) {
 func TestJSONEverywhere(t *testing.T) {
 	shared.create(t, "/json", "--binary", bin("assay"))
 	for _, args := range [][]string{
-		{"entry", "show"}, {"node", "list"}, {"node", "show", shared.NodeID}, {"token", "create"}, {"bundle", "show"},
+		{"entry", "show"}, {"node", "list"}, {"node", "show", shared.NodeID}, {"tpm", "roots"}, {"tpm", "inventory", "list"}, {"tpm", "inventory", "export"}, {"token", "create"}, {"bundle", "show"},
 		{"fetch", "x509"}, {"explain", "--pid", "1"}, {"server", "status"}, {"agent", "status"},
 	} {
 		var any any

@@ -19,17 +19,21 @@ import (
 
 func TestNodeProvedItself(t *testing.T) {
 	var nodes []struct {
-		ID              struct{ Path string }
+		ID              string `json:"spiffe_id"`
 		AttestationType string `json:"attestation_type"`
 		CanReattest     bool   `json:"can_reattest"`
-		Selectors       []struct{ Type, Value string }
+		Standing        struct{ State, By string }
 	}
 	shared.must(t, &nodes, "node", "list")
-	if len(nodes) != 1 || nodes[0].AttestationType != "tpm" || !nodes[0].CanReattest || !strings.HasPrefix(nodes[0].ID.Path, "/spire/agent/tpm/") {
+	if len(nodes) != 1 || nodes[0].AttestationType != "tpm" || !nodes[0].CanReattest || nodes[0].Standing.State != "admitted" || nodes[0].Standing.By != "attestation" {
 		t.Fatalf("got %+v", nodes)
 	}
 	shown := shared.must(t, nil, "node", "show", shared.NodeID)
-	contains(t, "node show", shown, "tpm:ek:spki-sha256:"+strings.TrimPrefix(nodes[0].ID.Path, "/spire/agent/tpm/"), "tpm:key:tpm-resident", "tpm:pcr:sha256:0:")
+	hash, ok := strings.CutPrefix(nodes[0].ID, "spiffe://example.org/spire/agent/tpm/")
+	if !ok {
+		t.Errorf("the node is %s", nodes[0].ID)
+	}
+	contains(t, "node show", shown, "admitted since", "by attestation", "checked", "tpm:ek:spki-sha256:"+hash, "tpm:key:tpm-resident", "tpm:pcr:sha256:0:")
 }
 
 // A program gets its identity by what it is and who started it, and its SVID verifies with

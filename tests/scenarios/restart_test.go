@@ -35,7 +35,7 @@ func (m *machine) explain(t *testing.T, pid string) (x explained) {
 func (m *machine) serial(t *testing.T) string {
 	t.Helper()
 	var n struct {
-		Serial string `json:"x509svid_serial_number"`
+		Serial string `json:"svid_serial"`
 	}
 	m.must(t, &n, "node", "show", m.NodeID)
 	return n.Serial
