@@ -177,7 +177,7 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 		return nil, err
 	}
 	groups, known := s.credentials.Groups.List()
-	if !known || s.tier == selectors.TierT3 {
+	if !known {
 		if groups, err = s.process.SupplementaryGroups(); err != nil {
 			return nil, err
 		}

@@ -30,7 +30,7 @@ func TestPeers(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *agent){
 		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Descriptors": testDescriptors, "Spawning": testSpawning,
 		"GRPC": testGRPC, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
-		"Tightened": testTightened, "Cgroup": testCgroup,
+		"Credentials": testCredentials, "Tightened": testTightened, "Cgroup": testCgroup,
 		"Inherited": testSpeaks("inherit"), "Passed": testSpeaks("pass"),
 		"UserAtConnect": testUserAtConnect, "Facts": testPeerFacts, "ExecBeforeAccept": testExecBeforeAccept,
 	} {
@@ -59,9 +59,6 @@ func testUserAtConnect(t *testing.T, a *agent) {
 		t.Errorf("user %d", c.Credentials().UID)
 	}
 	wantRefusal(t, "a caller that had another user before it was accepted", c.Check(), CredentialsChanged)
-	p, _, c = a.client(t)
-	p.say("become somebody")
-	wantRefusal(t, "another user", c.Check(), CredentialsChanged)
 }
 
 // testExecBeforeAccept states the limit: who executes another program before the agent accepts is
