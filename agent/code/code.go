@@ -6,8 +6,8 @@
 //
 // The list is the kernel's (T1). A file's content is read through the process's own mapping
 // and counts only if the kernel says that nobody could write it: not open for writing when it
-// was mapped, and not opened for writing since. A file that was unmapped again, or one of too
-// many, leaves the whole unknown.
+// was mapped, and not opened for writing since. A file that was unmapped again, one of too many,
+// or one whose writes may go unseen (overlay, network, FUSE) leaves the whole unknown.
 package code
 
 import (
@@ -17,6 +17,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/selectors"
@@ -98,6 +100,9 @@ func (r *Reader) digestsOf(p Process, want map[state]bool) (found []selectors.Di
 		if !ok || !want[now] {
 			continue
 		}
+		if !writesSeen(f) {
+			return nil, false, nil
+		}
 		d, ok, err := r.digest(f, now)
 		if err != nil {
 			return nil, false, err
@@ -108,6 +113,12 @@ func (r *Reader) digestsOf(p Process, want map[state]bool) (found []selectors.Di
 		}
 	}
 	return found, len(want) == 0, nil
+}
+
+// writesSeen reports whether nobody can write the file but by opening it here.
+func writesSeen(f *os.File) bool {
+	var fs unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &fs) == nil && seen[uint64(fs.Type)]
 }
 
 func (r *Reader) state(f *os.File) (state, bool) {

@@ -92,12 +92,18 @@ func TestDigestOfASet(t *testing.T) {
 
 func TestUnknownRatherThanWrong(t *testing.T) {
 	a, ia := library(t, "a")
+	const foreign = "/proc/version" // as an overlay: the kernel does not see all that changes it
+	var st syscall.Stat_t
+	if err := syscall.Stat(foreign, &st); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		k    kernel
 		code bpf.Code
 		p    runner
 	}{
 		"not seen":             {kernel{ia: 1}, bpf.Code{}, runner{a}},
+		"unseen writes":        {kernel{st.Ino: 1}, mapped(st.Ino), runner{foreign}},
 		"too many":             {kernel{ia: 1}, bpf.Code{Known: true, Overflow: true}, runner{a}},
 		"written since":        {kernel{ia: 2}, mapped(ia), runner{a}},
 		"unmapped since":       {kernel{ia: 1}, mapped(ia), runner{}},
