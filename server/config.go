@@ -6,17 +6,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm/verify"
 )
 
@@ -53,6 +51,10 @@ type Config struct {
 	// How nodes may prove which ones they are; at least one.
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
+	X509POP   *X509POPConfig   `hcl:"x509pop,block"`
+
+	// NodeGroups are what is demanded of nodes that attest by their TPM.
+	NodeGroups []NodeGroupConfig `hcl:"node_group,block"`
 }
 
 // SubjectConfig is the block `ca_subject`.
@@ -77,26 +79,6 @@ type StoreConfig struct {
 	MinFreeMiB int `hcl:"min_free_mib,optional"`
 }
 
-// TPMConfig is the block `tpm`.
-type TPMConfig struct {
-	// EKCAPath is a PEM file with the CA certificates of TPM makers.
-	EKCAPath string `hcl:"ek_ca_path,optional"`
-	// EKHashes are SHA-256 digests, in hexadecimal, of the EKs' public keys (SubjectPublicKeyInfo),
-	// beside the inventory that `assay tpm inventory` keeps.
-	EKHashes []string `hcl:"ek_hashes,optional"`
-	// Pending lets a TPM that is under no CA and in no inventory wait for `assay node approve`,
-	// instead of refusing it (default false).
-	Pending bool `hcl:"pending,optional"`
-	// RequoteInterval is how often an admitted node shows that it is what it was (default 60s).
-	RequoteInterval string `hcl:"requote_interval,optional"`
-	// Readmit says who ends a suspension that drift caused: "operator" (default), or
-	// "attestation", by which a node that attests again in full and passes ends it.
-	Readmit string `hcl:"readmit,optional"`
-}
-
-// JoinTokenConfig is the block `join_token`; it is empty.
-type JoinTokenConfig struct{}
-
 // prepared is a Config with its defaults and its texts understood.
 type prepared struct {
 	Config
@@ -107,7 +89,8 @@ type prepared struct {
 	tpm                              *verify.Policy // nil without the block
 	ekRoots                          []*x509.Certificate
 	requoteInterval                  time.Duration
-	etcdTLS                          *tls.Config // nil is plain text
+	x509pop                          *nodes.X509POP // nil without the block
+	etcdTLS                          *tls.Config    // nil is plain text
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.
@@ -134,7 +117,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readStore} {
+	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -186,62 +169,6 @@ func (p *prepared) readTimes() error {
 		return fmt.Errorf("ca_ttl %s is too short for SVIDs of %s: write at least %s, or shorten them", p.caTTL, longest, 6*longest)
 	}
 	return nil
-}
-
-func (p *prepared) readAttestors() error {
-	if p.TPM == nil && p.JoinToken == nil {
-		return errors.New("no node could attest: add a block tpm { … } or a block join_token { }")
-	}
-	for _, name := range p.AllowWithoutEvidence {
-		if !slices.Contains([]string{"tpm", "join_token"}, name) {
-			return fmt.Errorf("allow_without_evidence: there is no attestor type %q; the types are tpm and join_token", name)
-		}
-	}
-	if p.TPM == nil {
-		return nil
-	}
-	var err error
-	if p.tpm, err = verify.LoadPolicy(p.TPM.EKCAPath, p.TPM.EKHashes); err != nil {
-		return fmt.Errorf("block tpm: %w", err)
-	}
-	if p.TPM.EKCAPath != "" {
-		if p.ekRoots, err = readCertificates(p.TPM.EKCAPath); err != nil {
-			return fmt.Errorf("block tpm: ek_ca_path: %w", err)
-		}
-	}
-	p.requoteInterval = time.Minute
-	if text := p.TPM.RequoteInterval; text != "" {
-		if p.requoteInterval, err = time.ParseDuration(text); err != nil || p.requoteInterval < time.Second {
-			return fmt.Errorf("block tpm: requote_interval %q: write a time of at least a second, for example \"60s\"", text)
-		}
-	}
-	if !slices.Contains([]string{"", "operator", "attestation"}, p.TPM.Readmit) {
-		return fmt.Errorf("block tpm: readmit %q: write \"operator\" or \"attestation\"", p.TPM.Readmit)
-	}
-	return nil
-}
-
-// readCertificates reads a PEM file of certificates.
-func readCertificates(path string) ([]*x509.Certificate, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s holds a %s; only certificates belong there", path, block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
-	}
-	return certs, nil
 }
 
 func (p *prepared) readStore() error {

@@ -16,16 +16,34 @@ func TestConfig(t *testing.T) {
 	if err := good().Validate(); err != nil {
 		t.Errorf("the smallest configuration: %v", err)
 	}
+	hashes := []string{strings.Repeat("0", 64)}
+	group := func(g server.NodeGroupConfig) func(*server.Config) {
+		g.Name = "db"
+		return func(c *server.Config) { c.NodeGroups = []server.NodeGroupConfig{g} }
+	}
 	for want, change := range map[string]func(*server.Config){
-		"trust_domain":                  func(c *server.Config) { c.TrustDomain = "Not A Domain" },
-		"data_dir":                      func(c *server.Config) { c.DataDir = "data" },
-		"bind_port":                     func(c *server.Config) { c.BindPort = 70000 },
-		"log_level":                     func(c *server.Config) { c.LogLevel = "loud" },
-		"ca_ttl 2h0m0s is too short":    func(c *server.Config) { c.CATTL = "2h" },
-		"agent_ttl":                     func(c *server.Config) { c.AgentTTL = "soon" },
-		"no node could attest":          func(c *server.Config) { c.JoinToken = nil },
-		"there is no attestor type":     func(c *server.Config) { c.AllowWithoutEvidence = []string{"x509pop"} },
-		"ek_ca_path":                    func(c *server.Config) { c.TPM = &server.TPMConfig{EKCAPath: "/none"} },
+		"trust_domain":               func(c *server.Config) { c.TrustDomain = "Not A Domain" },
+		"data_dir":                   func(c *server.Config) { c.DataDir = "data" },
+		"bind_port":                  func(c *server.Config) { c.BindPort = 70000 },
+		"log_level":                  func(c *server.Config) { c.LogLevel = "loud" },
+		"ca_ttl 2h0m0s is too short": func(c *server.Config) { c.CATTL = "2h" },
+		"agent_ttl":                  func(c *server.Config) { c.AgentTTL = "soon" },
+		"no node could attest":       func(c *server.Config) { c.JoinToken = nil },
+		"there is no attestor type":  func(c *server.Config) { c.AllowWithoutEvidence = []string{"sshpop"} },
+		"ek_ca_path":                 func(c *server.Config) { c.TPM = &server.TPMConfig{EKCAPath: "/none"} },
+		"requote_interval":           func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: hashes, RequoteInterval: "1ms"} },
+		"readmit":                    func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: hashes, Readmit: "nobody"} },
+		"set ca_bundle_path":         func(c *server.Config) { c.X509POP = &server.X509POPConfig{} },
+		"keep one": func(c *server.Config) {
+			c.X509POP = &server.X509POPConfig{CABundlePath: "/a", CABundlePaths: []string{"/b"}}
+		},
+		"ca_bundle_path: open /none":    func(c *server.Config) { c.X509POP = &server.X509POPConfig{CABundlePath: "/none"} },
+		"kernels":                       group(server.NodeGroupConfig{Kernels: []string{"x"}}),
+		"require_pcrs: 16":              group(server.NodeGroupConfig{RequirePCRs: []int{16}}),
+		"require_pcrs needs golden":     group(server.NodeGroupConfig{RequirePCRs: []int{4}}),
+		"lockdown":                      group(server.NodeGroupConfig{Lockdown: "some"}),
+		"firmware_min":                  group(server.NodeGroupConfig{FirmwareMin: "1.2"}),
+		"write an absolute path":        group(server.NodeGroupConfig{IMAAllow: []string{"list"}}),
 		"ek_hashes":                     func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: []string{"x"}} },
 		"store: ca_path":                func(c *server.Config) { c.Store = &server.StoreConfig{CAPath: "/none"} },
 		"store: cert_path and key_path": func(c *server.Config) { c.Store = &server.StoreConfig{CertPath: "/none"} },

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/tpm/verify"
+)
+
+// TPMConfig is the block `tpm`.
+type TPMConfig struct {
+	// EKCAPath is a PEM file with the CA certificates of TPM makers.
+	EKCAPath string `hcl:"ek_ca_path,optional"`
+	// EKHashes are SHA-256 digests, in hexadecimal, of the EKs' public keys (SubjectPublicKeyInfo),
+	// beside the inventory that `assay tpm inventory` keeps.
+	EKHashes []string `hcl:"ek_hashes,optional"`
+	// Pending lets a TPM that is under no CA and in no inventory wait for `assay node approve`,
+	// instead of refusing it (default false).
+	Pending bool `hcl:"pending,optional"`
+	// RequoteInterval is how often an admitted node shows that it is what it was (default 60s).
+	RequoteInterval string `hcl:"requote_interval,optional"`
+	// Readmit says who ends a suspension that drift caused: "operator" (default), or
+	// "attestation", by which a node that attests again in full and passes ends it.
+	Readmit string `hcl:"readmit,optional"`
+}
+
+// JoinTokenConfig is the block `join_token`; it is empty.
+type JoinTokenConfig struct{}
+
+// X509POPConfig is the block `x509pop`: SPIRE's attestor of that name, with its keys.
+type X509POPConfig struct {
+	// CABundlePath or CABundlePaths are PEM files with the CAs of nodes' certificates.
+	CABundlePath  string   `hcl:"ca_bundle_path,optional"`
+	CABundlePaths []string `hcl:"ca_bundle_paths,optional"`
+	// AgentPathTemplate makes the part of a node's ID after /spire/agent
+	// (default "/x509pop/{{ .Fingerprint }}").
+	AgentPathTemplate string `hcl:"agent_path_template,optional"`
+	// MaxIntermediates that a node may send (default 4), MaxRSAKeySize in bits (default 8192).
+	MaxIntermediates int `hcl:"max_intermediates,optional"`
+	MaxRSAKeySize    int `hcl:"max_rsa_key_size,optional"`
+}
+
+// NodeGroupConfig is a block `node_group "name"`: what is demanded of the nodes that the
+// inventory puts into the group. Nodes in none are of the group "default", if there is one.
+type NodeGroupConfig struct {
+	Name string `hcl:"name,label"`
+	// Golden is a file that `assay tpm learn` wrote on a machine that is as all should be.
+	Golden string `hcl:"golden,optional"`
+	// RequirePCRs are the PCRs that must have the values of Golden.
+	RequirePCRs []int `hcl:"require_pcrs,optional"`
+	// SecureBoot must be on.
+	SecureBoot bool `hcl:"secure_boot,optional"`
+	// DBX are SHA-256 hashes that the node's list of forbidden boot programs must hold.
+	DBX []string `hcl:"dbx,optional"`
+	// Kernels and Initrds are SHA-256 digests, CommandLines are texts; one of each must match.
+	Kernels      []string `hcl:"kernels,optional"`
+	Initrds      []string `hcl:"initrds,optional"`
+	CommandLines []string `hcl:"command_lines,optional"`
+	// Lockdown of the kernel at least: "integrity" or "confidentiality".
+	Lockdown string `hcl:"lockdown,optional"`
+	// FirmwareMin is the lowest firmware version of the TPM, 16 hexadecimal digits as in the
+	// selector tpm:firmware.
+	FirmwareMin string `hcl:"firmware_min,optional"`
+	// IMAAllow are files with lines as sha256sum prints them (`assay tpm learn --ima`): what the
+	// node may execute.
+	IMAAllow []string `hcl:"ima_allow,optional"`
+}
+
+// attestorTypes are those that allow_without_evidence may name.
+var attestorTypes = []string{"tpm", "join_token", "x509pop"}
+
+func (p *prepared) readAttestors() error {
+	if p.TPM == nil && p.JoinToken == nil && p.X509POP == nil {
+		return errors.New("no node could attest: add a block tpm { … }, x509pop { … } or join_token { }")
+	}
+	for _, name := range p.AllowWithoutEvidence {
+		if !slices.Contains(attestorTypes, name) {
+			return fmt.Errorf("allow_without_evidence: there is no attestor type %q; the types are tpm, join_token and x509pop", name)
+		}
+	}
+	if err := p.readTPM(); err != nil {
+		return fmt.Errorf("block tpm: %w", err)
+	}
+	if err := p.readX509POP(); err != nil {
+		return fmt.Errorf("block x509pop: %w", err)
+	}
+	return nil
+}
+
+func (p *prepared) readTPM() error {
+	c := p.TPM
+	if c == nil {
+		return nil
+	}
+	var err error
+	if p.tpm, err = verify.LoadPolicy(c.EKCAPath, c.EKHashes); err != nil {
+		return err
+	}
+	if c.EKCAPath != "" {
+		if p.ekRoots, err = readCertificates(c.EKCAPath); err != nil {
+			return fmt.Errorf("ek_ca_path: %w", err)
+		}
+	}
+	p.requoteInterval = time.Minute
+	if text := c.RequoteInterval; text != "" {
+		if p.requoteInterval, err = time.ParseDuration(text); err != nil || p.requoteInterval < time.Second {
+			return fmt.Errorf("requote_interval %q: write a time of at least a second, for example \"60s\"", text)
+		}
+	}
+	if !slices.Contains([]string{"", "operator", "attestation"}, c.Readmit) {
+		return fmt.Errorf("readmit %q: write \"operator\" or \"attestation\"", c.Readmit)
+	}
+	return nil
+}
+
+func (p *prepared) readX509POP() error {
+	c := p.X509POP
+	if c == nil {
+		return nil
+	}
+	paths := c.CABundlePaths
+	switch {
+	case c.CABundlePath != "" && len(paths) > 0:
+		return errors.New("ca_bundle_path and ca_bundle_paths are both set; keep one")
+	case c.CABundlePath != "":
+		paths = []string{c.CABundlePath}
+	case len(paths) == 0:
+		return errors.New("set ca_bundle_path to a PEM file with the CAs of your nodes' certificates")
+	}
+	if c.MaxIntermediates < 0 || c.MaxRSAKeySize < 0 {
+		return errors.New("max_intermediates and max_rsa_key_size are not negative")
+	}
+	a := &nodes.X509POP{
+		TrustDomain: p.trustDomain, Roots: x509.NewCertPool(), Now: time.Now, Rand: rand.Reader,
+		MaxIntermediates: orInt(c.MaxIntermediates, 4), MaxRSABits: orInt(c.MaxRSAKeySize, 8192),
+	}
+	for _, path := range paths {
+		certs, err := readCertificates(path)
+		if err != nil {
+			return fmt.Errorf("ca_bundle_path: %w", err)
+		}
+		for _, cert := range certs {
+			a.Roots.AddCert(cert)
+		}
+	}
+	if c.AgentPathTemplate != "" {
+		var err error
+		if a.Path, err = nodes.ParsePathTemplate(c.AgentPathTemplate); err != nil {
+			return fmt.Errorf("agent_path_template: %w", err)
+		}
+	}
+	p.x509pop = a
+	return nil
+}
+
+func orInt(n, fallback int) int {
+	if n == 0 {
+		return fallback
+	}
+	return n
+}
+
+// readCertificates reads a PEM file of certificates.
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s holds a %s; only certificates belong there", path, block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
+	}
+	return certs, nil
+}
+
+// readGroups checks what can be told of node groups without a node.
+func (p *prepared) readGroups() error {
+	seen := map[string]bool{}
+	for _, g := range p.NodeGroups {
+		if err := g.check(); err != nil {
+			return fmt.Errorf("node_group %q: %w", g.Name, err)
+		}
+		if g.Name == "" || seen[g.Name] {
+			return fmt.Errorf("node_group %q: a group needs a name of its own", g.Name)
+		}
+		seen[g.Name] = true
+	}
+	if len(p.NodeGroups) > 0 {
+		// A rule that nobody enforces is worse than none.
+		return fmt.Errorf("node_group %q: this version of the server does not enforce node groups; remove the block", p.NodeGroups[0].Name)
+	}
+	return nil
+}
+
+func (g *NodeGroupConfig) check() error {
+	for name, list := range map[string][]string{"dbx": g.DBX, "kernels": g.Kernels, "initrds": g.Initrds} {
+		for _, text := range list {
+			if b, err := hex.DecodeString(text); err != nil || len(b) != 32 {
+				return fmt.Errorf("%s: %q is not a SHA-256 in 64 hexadecimal digits", name, text)
+			}
+		}
+	}
+	for _, n := range g.RequirePCRs {
+		if n < 0 || n > 15 {
+			return fmt.Errorf("require_pcrs: %d is not a PCR from 0 to 15; later ones can be reset by software", n)
+		}
+	}
+	if len(g.RequirePCRs) > 0 && g.Golden == "" {
+		return errors.New("require_pcrs needs golden, a file that `assay tpm learn` writes")
+	}
+	if !slices.Contains([]string{"", "integrity", "confidentiality"}, g.Lockdown) {
+		return fmt.Errorf("lockdown %q: write \"integrity\" or \"confidentiality\"", g.Lockdown)
+	}
+	if b, err := hex.DecodeString(g.FirmwareMin); g.FirmwareMin != "" && (err != nil || len(b) != 8) {
+		return fmt.Errorf("firmware_min %q: write 16 hexadecimal digits, as in the selector tpm:firmware", g.FirmwareMin)
+	}
+	for _, path := range append(slices.Clone(g.IMAAllow), g.Golden) {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("%q: write an absolute path", path)
+		}
+	}
+	return nil
+}
