@@ -23,7 +23,7 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
-	"github.com/assay-id/assay/x509pop"
+	"github.com/assay-id/assay/proto/x509pop"
 )
 
 // X509POP admits agents by a certificate and its key, as SPIRE's x509pop does (mode external_pki):
