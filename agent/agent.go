@@ -131,7 +131,7 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 	if a.conf.JoinToken != nil {
 		return upstream.JoinToken{Token: a.conf.JoinToken.Token}, func() {}, nil
 	}
-	dev, err := device.Open(ctx, a.conf.TPM.Device)
+	dev, err := device.Open(ctx, device.Config{Path: a.conf.TPM.Device, EK: a.conf.TPM.EK})
 	if err != nil {
 		return nil, nil, err
 	}

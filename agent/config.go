@@ -15,6 +15,7 @@ import (
 
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/tpm/device"
 )
 
 // Config is the agent's configuration file (HCL). Paths are absolute.
@@ -65,6 +66,9 @@ type Config struct {
 type TPMConfig struct {
 	// Device is /dev/tpmrm0 (default) or unix:/path to a software TPM's socket.
 	Device string `hcl:"device,optional"`
+	// EK is the endorsement key that names this machine: "rsa2048", "ecc256" or "ecc384"
+	// (default: the first of them that has a certificate).
+	EK string `hcl:"ek,optional"`
 }
 
 // JoinTokenConfig is the block `join_token`.
@@ -129,6 +133,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if c.TPM != nil {
 		fallback(&c.TPM.Device, "/dev/tpmrm0")
+		if err := device.CheckEK(c.TPM.EK); err != nil {
+			return nil, fmt.Errorf("block tpm: %w", err)
+		}
 	}
 	return p, p.loadBootstrap()
 }

@@ -42,3 +42,22 @@ func TestDeriveNodeSaysOnlyWhatIsKnown(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+func TestDeriveNodeFromLogs(t *testing.T) {
+	hex := func(b string) string { return strings.Repeat("0", 62) + b }
+	d := func(b byte) Digest { return Digest{31: b} }
+	got := DeriveNode(&NodeFacts{EKHash: d(1),
+		Boot: BootFacts{Sealed: true, SecureBoot: "enabled", SetupMode: true, PK: d(2), KEK: d(3), DB: d(4), DBX: d(5), Authorities: []Digest{d(6), d(7)}, SBAT: d(8),
+			Applications: []Digest{d(9), d(0xa)}, KernelImage: d(0xa), Kernel: d(0xb), Initrd: d(0xc), CommandLine: "ro quiet", Arguments: []string{"ro", "quiet", "a\nb"}},
+		Files: FileFacts{NoViolations: true, AllowLists: []string{"debian"}, Agent: d(0xd)},
+	}).Strings()
+	want := []string{"tpm:ek:spki-sha256:" + hex("01"), "tpm:secureboot:enabled", "tpm:secureboot:setup-mode", "tpm:ima:boot-aggregate-ok",
+		"tpm:pk:" + hex("02"), "tpm:kek:" + hex("03"), "tpm:db:" + hex("04"), "tpm:dbx:" + hex("05"), "tpm:authority:" + hex("06"), "tpm:authority:" + hex("07"),
+		"tpm:sbat:" + hex("08"), "tpm:boot-app:0:" + hex("09"), "tpm:boot-app:1:" + hex("0a"), "tpm:kernel-image:" + hex("0a"), "tpm:kernel:" + hex("0b"),
+		"tpm:initrd:" + hex("0c"), "tpm:cmdline:sha256:ef371752225262b34c15e7c8a9610467ac8bf9d4f97577e585dcbe18c5032855", "tpm:cmdline:has:ro", "tpm:cmdline:has:quiet",
+		"tpm:ima:no-violations", "tpm:ima:allowlist:debian", "tpm:agent:sha256:" + hex("0d")}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

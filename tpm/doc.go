@@ -13,18 +13,25 @@
 //	  │                                                              │ MakeCredential(EK, Name(AK), secret)
 //	  │ ◀── challenge: Challenge{credential, nonce, PCRs} ────────── │ nonce: 32 bytes, once, 60 s
 //	  │ ActivateCredential(AK, EK) → secret                          │
-//	  │ q = QualifyingData(nonce, key, secret)                       │
+//	  │ q = QualifyingData(nonce, key, TLS binding, secret)          │
 //	  │ Certify(key, AK, q)                                          │
-//	  │ PCR_Read, Quote(AK, q, PCRs)                                 │
-//	  │ ── challenge_response: Evidence{secret, certify, quote} ───▶ │ secret, CSR key == key,
+//	  │ PCR_Read, Quote(AK, q, PCRs); then read the logs             │
+//	  │ ── challenge_response: Evidence{secret, certify, quote,      │
+//	  │         boot log, IMA log} ────────────────────────────────▶ │ secret, CSR key == key,
 //	  │                                                              │ certify, quote, PCR digest
+//	  │ ◀── challenge: More{offset} ──────────────────────────────── │ while the IMA log goes on
+//	  │ ── challenge_response: Continuation{IMA log} ──────────────▶ │ replay of both logs to the quote
 //	  │ ◀── result: X.509-SVID for key ───────────────────────────── │
 //
 // What each step proves: the certificate, that the EK lives in a TPM of that maker; the
 // credential, that the AK lives beside the EK; certify, that the agent's key lives there too
-// and never left; the quote, what the machine booted. The nonce makes it now, the key in the
-// qualifying data makes it this connection.
+// and never left; the quote, what the machine booted, event by event where a log replays to it. The
+// nonce makes it now, key and binding in the qualifying data make it this connection.
 //
-// Event log and IMA log come with a later Version of the messages; a receiver tolerates
-// fields it does not know.
+// Afterwards, in the stream Node.Requote of that key's mTLS connection, the server asks again and again:
+//
+//	│ ◀── Question{nonce, PCRs, offset} ────────────────────────── │
+//	│ q = RequoteData(nonce, key, TLS binding, history)            │
+//	│ PCR_Read, Quote(AK, q, PCRs); then read the IMA log          │
+//	│ ── Answer{quote, IMA log from the offset, history} ────────▶ │ same boot, same PCRs, IMA log goes on
 package tpm

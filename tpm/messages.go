@@ -12,9 +12,12 @@ const (
 	// AttestorType is the attestation type in AttestAgent and in agent IDs.
 	AttestorType = "tpm"
 	// Version is the version of the messages described here.
-	Version = 1
+	Version = 2
 	// MaxMessageSize bounds an encoded message, in bytes.
-	MaxMessageSize = 1 << 20
+	MaxMessageSize = 3 << 20
+	// MaxBootLog and MaxIMAChunk bound the logs in one message, in bytes before they are encoded.
+	MaxBootLog  = 1 << 20
+	MaxIMAChunk = 512 << 10
 	// NonceSize and SecretSize are in bytes; the secret fills the digest of the EK's
 	// name algorithm, SHA-256.
 	NonceSize  = 32
@@ -23,10 +26,12 @@ const (
 	PCRCount = 24
 )
 
-// Limits on parts of messages. The largest TPM structure that we carry is far below maxPart.
+// Limits on parts of messages. The largest TPM structure that we carry is far below maxPart; a
+// kernel's command line has 4 KiB at most (x86; 2 KiB on arm64).
 const (
 	maxPart         = 16 << 10
 	maxCertificates = 8
+	maxCommandLine  = 16 << 10
 )
 
 // Hello is the agent's opening: who its TPM says it is. Nothing in it is proven yet.
@@ -57,23 +62,80 @@ type Challenge struct {
 	PCRs []int `json:"pcrs"`
 }
 
-// Evidence is the agent's answer.
-type Evidence struct {
-	// Secret is what ActivateCredential recovered.
-	Secret []byte `json:"secret"`
-	// Certify and Quote are TPMS_ATTEST structures (TPM 2.0 Part 2, 10.12.12) and the
-	// signatures TPMT_SIGNATURE by the attestation key.
-	Certify          []byte `json:"certify"`
-	CertifySignature []byte `json:"certify_signature"`
-	Quote            []byte `json:"quote"`
-	QuoteSignature   []byte `json:"quote_signature"`
+// Quoted says what a TPM's PCRs were.
+type Quoted struct {
+	// Quote is a TPMS_ATTEST structure (TPM 2.0 Part 2, 10.12.12), QuoteSignature the
+	// TPMT_SIGNATURE by the attestation key.
+	Quote          []byte `json:"quote"`
+	QuoteSignature []byte `json:"quote_signature"`
 	// PCRValues are the values behind the quote, by PCR number.
 	PCRValues map[int][]byte `json:"pcr_values"`
 }
 
+// IMALog is a part of the machine's IMA log, from the byte that was asked for. It was read after
+// the quote, so the log as a whole holds at least what the quote speaks of.
+type IMALog struct {
+	// IMA are at most MaxIMAChunk bytes; none on a machine without an IMA log.
+	IMA []byte `json:"ima,omitempty"`
+	// IMAMore says that the log goes on.
+	IMAMore bool `json:"ima_more,omitempty"`
+}
+
+// Evidence is the agent's answer.
+type Evidence struct {
+	// Secret is what ActivateCredential recovered.
+	Secret []byte `json:"secret"`
+	// Certify is a TPMS_ATTEST structure, CertifySignature its signature.
+	Certify          []byte `json:"certify"`
+	CertifySignature []byte `json:"certify_signature"`
+	Quoted
+	// BootLog is the firmware's event log; empty where the kernel shows none.
+	BootLog []byte `json:"boot_log,omitempty"`
+	// CommandLine is the kernel's (/proc/cmdline without the line feed): a claim.
+	CommandLine string `json:"command_line,omitempty"`
+	// AgentSHA256 is the digest of the agent's program: a claim, which the IMA log may bear out.
+	AgentSHA256 []byte `json:"agent_sha256,omitempty"`
+	// IMALog begins at the log's beginning.
+	IMALog
+}
+
+// More asks, as one more challenge, for the IMA log from a byte on.
+type More struct {
+	Version   int   `json:"version"`
+	IMAOffset int64 `json:"ima_offset"`
+}
+
+// Continuation answers More.
+type Continuation struct{ IMALog }
+
+// Question asks an agent that was admitted whether its machine still is what it was.
+type Question struct {
+	Version int `json:"version"`
+	// Nonce is NonceSize fresh bytes.
+	Nonce []byte `json:"nonce"`
+	// PCRs of the SHA-256 bank to quote, ascending.
+	PCRs []int `json:"pcrs"`
+	// IMAOffset is the byte from which the server does not know the IMA log.
+	IMAOffset int64 `json:"ima_offset"`
+}
+
+// Answer answers a Question.
+type Answer struct {
+	Quoted
+	IMALog
+	History History `json:"history"`
+}
+
+// History names what the agent delivered so far: a hash chain over its records.
+type History struct {
+	// Count is the number of records since the agent started, Head the chain's last value.
+	Count uint64   `json:"count"`
+	Head  [32]byte `json:"head"`
+}
+
 // Message is one of the messages of an attestation.
 type Message interface {
-	Hello | Challenge | Evidence
+	Hello | Challenge | Evidence | More | Continuation | Question | Answer
 	check() error
 }
 
@@ -123,23 +185,69 @@ func (m Challenge) check() error {
 	if m.Version < 1 {
 		return errors.New("version is missing")
 	}
-	if len(m.Nonce) != NonceSize {
-		return fmt.Errorf("nonce has %d bytes, want %d", len(m.Nonce), NonceSize)
-	}
-	return errors.Join(part("credential_blob", m.CredentialBlob), part("encrypted_secret", m.EncryptedSecret), CheckPCRs(m.PCRs))
+	return errors.Join(checkNonce(m.Nonce), part("credential_blob", m.CredentialBlob), part("encrypted_secret", m.EncryptedSecret), CheckPCRs(m.PCRs))
 }
 
 func (m Evidence) check() error {
-	if len(m.PCRValues) > PCRCount {
-		return fmt.Errorf("pcr_values holds %d values, a bank has %d", len(m.PCRValues), PCRCount)
+	switch {
+	case len(m.BootLog) > MaxBootLog:
+		return fmt.Errorf("boot_log has %d bytes, at most %d are allowed", len(m.BootLog), MaxBootLog)
+	case len(m.CommandLine) > maxCommandLine:
+		return fmt.Errorf("command_line has %d bytes, at most %d are allowed", len(m.CommandLine), maxCommandLine)
+	case len(m.AgentSHA256) != 0 && len(m.AgentSHA256) != 32:
+		return fmt.Errorf("agent_sha256 has %d bytes, want 32", len(m.AgentSHA256))
 	}
-	for n, v := range m.PCRValues {
+	return errors.Join(part("secret", m.Secret), part("certify", m.Certify), part("certify_signature", m.CertifySignature),
+		m.Quoted.check(), m.IMALog.check())
+}
+
+func (m More) check() error { return checkAsked(m.Version, m.IMAOffset) }
+
+func (m Continuation) check() error { return m.IMALog.check() }
+
+func (m Question) check() error {
+	return errors.Join(checkAsked(m.Version, m.IMAOffset), checkNonce(m.Nonce), CheckPCRs(m.PCRs))
+}
+
+func (m Answer) check() error { return errors.Join(m.Quoted.check(), m.IMALog.check()) }
+
+func (q *Quoted) check() error {
+	if len(q.PCRValues) > PCRCount {
+		return fmt.Errorf("pcr_values holds %d values, a bank has %d", len(q.PCRValues), PCRCount)
+	}
+	for n, v := range q.PCRValues {
 		if n < 0 || n >= PCRCount || len(v) != 32 {
 			return fmt.Errorf("pcr_values: PCR %d with %d bytes is not of the SHA-256 bank", n, len(v))
 		}
 	}
-	return errors.Join(part("secret", m.Secret), part("certify", m.Certify), part("certify_signature", m.CertifySignature),
-		part("quote", m.Quote), part("quote_signature", m.QuoteSignature))
+	return errors.Join(part("quote", q.Quote), part("quote_signature", q.QuoteSignature))
+}
+
+func (l *IMALog) check() error {
+	switch {
+	case len(l.IMA) > MaxIMAChunk:
+		return fmt.Errorf("ima has %d bytes, at most %d are allowed", len(l.IMA), MaxIMAChunk)
+	case l.IMAMore && len(l.IMA) == 0:
+		return errors.New("ima_more is said of an empty part")
+	}
+	return nil
+}
+
+func checkAsked(version int, offset int64) error {
+	switch {
+	case version < 1:
+		return errors.New("version is missing")
+	case offset < 0:
+		return errors.New("ima_offset is negative")
+	}
+	return nil
+}
+
+func checkNonce(nonce []byte) error {
+	if len(nonce) != NonceSize {
+		return fmt.Errorf("nonce has %d bytes, want %d", len(nonce), NonceSize)
+	}
+	return nil
 }
 
 // CheckPCRs reports whether a selection is not empty, ascending and within a bank.

@@ -12,16 +12,29 @@ import (
 )
 
 func hello() Hello {
-	return Hello{Version: 1, EKCertificates: [][]byte{{1}}, EKPublic: []byte{2}, AKPublic: []byte{3}, KeyPublic: []byte{4}}
+	return Hello{Version: 2, EKCertificates: [][]byte{{1}}, EKPublic: []byte{2}, AKPublic: []byte{3}, KeyPublic: []byte{4}}
 }
 
 func challenge() Challenge {
-	return Challenge{Version: 1, CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), PCRs: []int{0, 7, 23}}
+	return Challenge{Version: 2, CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), PCRs: []int{0, 7, 23}}
+}
+
+func quoted() Quoted {
+	return Quoted{Quote: []byte{4}, QuoteSignature: []byte{5}, PCRValues: map[int][]byte{0: make([]byte, 32), 23: make([]byte, 32)}}
 }
 
 func evidence() Evidence {
-	return Evidence{Secret: []byte{1}, Certify: []byte{2}, CertifySignature: []byte{3}, Quote: []byte{4}, QuoteSignature: []byte{5},
-		PCRValues: map[int][]byte{0: make([]byte, 32), 23: make([]byte, 32)}}
+	return Evidence{Secret: []byte{1}, Certify: []byte{2}, CertifySignature: []byte{3}, Quoted: quoted(),
+		BootLog: []byte{6}, CommandLine: "ro quiet", AgentSHA256: make([]byte, 32), IMALog: IMALog{[]byte{7}, true}}
+}
+
+func more() More                 { return More{2, 1 << 40} }
+func continuation() Continuation { return Continuation{IMALog{[]byte{7}, false}} }
+func question() Question {
+	return Question{Version: 2, Nonce: make([]byte, NonceSize), PCRs: []int{10}, IMAOffset: 3}
+}
+func answer() Answer {
+	return Answer{quoted(), IMALog{[]byte{7}, true}, History{1 << 63, [32]byte{1}}}
 }
 
 func roundTrip[M Message](t *testing.T, m M) {
@@ -38,13 +51,13 @@ func roundTrip[M Message](t *testing.T, m M) {
 		t.Errorf("got %+v, want %+v", got, m)
 	}
 	// A later version may add fields.
-	if _, err := Decode[M](append([]byte(`{"event_log":"AA==",`), data[1:]...)); err != nil {
+	if _, err := Decode[M](append([]byte(`{"from_a_later_version":"AA==",`), data[1:]...)); err != nil {
 		t.Errorf("with an unknown field: %v", err)
 	}
 	if _, err := Decode[M](append(data, data...)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("two messages in one: %v", err)
 	}
-	if _, err := Decode[M]([]byte(`{}`)); !errors.Is(err, ErrMalformed) {
+	if _, err := Decode[M]([]byte(`{}`)); reflect.TypeFor[M]() != reflect.TypeFor[Continuation]() && !errors.Is(err, ErrMalformed) {
 		t.Errorf("empty: %v", err)
 	}
 	if _, err := Decode[M](append(data, bytes.Repeat([]byte(" "), MaxMessageSize)...)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "limit") {
@@ -56,6 +69,10 @@ func TestMessages(t *testing.T) {
 	roundTrip(t, hello())
 	roundTrip(t, challenge())
 	roundTrip(t, evidence())
+	roundTrip(t, more())
+	roundTrip(t, continuation())
+	roundTrip(t, question())
+	roundTrip(t, answer())
 }
 
 func TestMessagesThatAreRefused(t *testing.T) {
@@ -87,17 +104,49 @@ func TestMessagesThatAreRefused(t *testing.T) {
 	e := evidence()
 	e.PCRValues[0] = make([]byte, 20)
 	refused("a SHA-1 value", e.check())
+	for what, change := range map[string]func(*Evidence){
+		"a boot log that is too long":         func(e *Evidence) { e.BootLog = make([]byte, MaxBootLog+1) },
+		"a command line that is too long":     func(e *Evidence) { e.CommandLine = string(make([]byte, maxCommandLine+1)) },
+		"an IMA part that is too long":        func(e *Evidence) { e.IMA = make([]byte, MaxIMAChunk+1) },
+		"more of nothing":                     func(e *Evidence) { e.IMA, e.IMAMore = nil, true },
+		"an agent's digest of another length": func(e *Evidence) { e.AgentSHA256 = []byte{1} },
+	} {
+		e := evidence()
+		change(&e)
+		refused(what, e.check())
+	}
+	refused("an offset before the log", More{2, -1}.check())
+	q := question()
+	q.IMAOffset = -1
+	refused("an offset before the log", q.check())
 }
 
-// TestQualifyingData holds the formula: two builds that disagree can not attest.
-func TestQualifyingData(t *testing.T) {
-	// printf of the label, lengths and parts | sha256sum, made once by hand.
-	const want = "5e2a9d0449d9832cb331c27449c5b258b6a5eeb00a4dcc0289e48e3c61fe1f4c"
-	got := hex.EncodeToString(QualifyingData([]byte("nonce"), []byte("spki"), []byte("secret")))
-	if got != want {
-		t.Errorf("got %s, want %s", got, want)
+// TestLargestEvidence: the limits on the parts fit into the limit on the message.
+func TestLargestEvidence(t *testing.T) {
+	e := evidence()
+	e.BootLog, e.IMA = make([]byte, MaxBootLog), make([]byte, MaxIMAChunk)
+	data, err := Encode(e)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if bytes.Equal(QualifyingData([]byte("ab"), []byte("c"), nil), QualifyingData([]byte("a"), []byte("bc"), nil)) {
+	if _, err := Decode[Evidence](data); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestQualifyingData holds the formulas: two builds that disagree can not attest.
+func TestQualifyingData(t *testing.T) {
+	nonce, spki, binding := []byte("nonce"), []byte("spki"), []byte("binding")
+	// printf of label, lengths and parts | sha256sum, made once by hand.
+	for want, got := range map[string][]byte{
+		"d31525d8b2f9c0fae3a112e9ac3439b9deb51aeb11628944c5ce514293f5eae2": QualifyingData(nonce, spki, binding, []byte("secret")),
+		"1ca505664c874071bcf60c2d085f40b478c3468fb5b3dfc87d5c69b4b495315b": RequoteData(nonce, spki, binding, History{3, [32]byte(bytes.Repeat([]byte{1}, 32))}),
+	} {
+		if hex.EncodeToString(got) != want {
+			t.Errorf("got %x, want %s", got, want)
+		}
+	}
+	if bytes.Equal(QualifyingData([]byte("ab"), []byte("c"), nil, nil), QualifyingData([]byte("a"), []byte("bc"), nil, nil)) {
 		t.Error("parts run into each other")
 	}
 }
@@ -126,6 +175,10 @@ func fuzz[M Message](f *testing.F, seed M) {
 	})
 }
 
-func FuzzHello(f *testing.F)     { fuzz(f, hello()) }
-func FuzzChallenge(f *testing.F) { fuzz(f, challenge()) }
-func FuzzEvidence(f *testing.F)  { fuzz(f, evidence()) }
+func FuzzHello(f *testing.F)        { fuzz(f, hello()) }
+func FuzzChallenge(f *testing.F)    { fuzz(f, challenge()) }
+func FuzzEvidence(f *testing.F)     { fuzz(f, evidence()) }
+func FuzzMore(f *testing.F)         { fuzz(f, more()) }
+func FuzzContinuation(f *testing.F) { fuzz(f, continuation()) }
+func FuzzQuestion(f *testing.F)     { fuzz(f, question()) }
+func FuzzAnswer(f *testing.F)       { fuzz(f, answer()) }

@@ -24,7 +24,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/tpm"
 )
 
 // attest runs one AttestAgent stream and fetches the bundle on the same connection
@@ -88,12 +91,25 @@ func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payloa
 		if result := resp.GetResult(); result != nil {
 			return result, stream.CloseSend()
 		}
-		answer, err := c.cfg.Attestor.Answer(ctx, resp.GetChallenge())
+		answer, err := c.cfg.Attestor.Answer(ctx, resp.GetChallenge(), channelBinding(stream.Context()))
 		if err != nil {
 			return nil, fmt.Errorf("answer the server's %s challenge: %w", c.cfg.Attestor.Type(), err)
 		}
 		msg = &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}}
 	}
+}
+
+// channelBinding is the connection's own value (RFC 9266, tls-exporter), which a man in the middle
+// does not have twice. ctx is that of a stream which received something. nil if there is none.
+func channelBinding(ctx context.Context) []byte {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			if b, err := info.State.ExportKeyingMaterial(tpm.BindingLabel, nil, tpm.BindingSize); err == nil {
+				return b
+			}
+		}
+	}
+	return nil
 }
 
 // bannedText is how SPIRE's servers tell an agent that it is banned: without details.

@@ -33,7 +33,7 @@ func (j JoinToken) Begin(context.Context) ([]byte, crypto.Signer, error) {
 }
 
 // Answer fails: join tokens have no challenge.
-func (j JoinToken) Answer(context.Context, []byte) ([]byte, error) {
+func (j JoinToken) Answer(_ context.Context, _, _ []byte) ([]byte, error) {
 	return nil, errors.New("the server sent a challenge, which join_token does not have")
 }
 

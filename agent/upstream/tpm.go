@@ -19,6 +19,7 @@ type TPM struct {
 	Device *device.Device
 	key    *device.Key
 	unique [32]byte // what key was made from
+	quoted bool     // the first challenge was answered; others ask for more of the IMA log
 }
 
 // Type returns "tpm".
@@ -42,21 +43,47 @@ func (t *TPM) Begin(context.Context) ([]byte, crypto.Signer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t.key, t.unique = key, unique
+	t.key, t.unique, t.quoted = key, unique, false
 	return payload, key, nil
 }
 
-// Answer activates the credential, certifies the key, and quotes.
-func (t *TPM) Answer(_ context.Context, challenge []byte) ([]byte, error) {
+// Answer activates the credential, certifies the key, quotes and sends the logs. Each challenge
+// after the first asks for more of the IMA log.
+func (t *TPM) Answer(_ context.Context, challenge, binding []byte) ([]byte, error) {
+	if t.quoted {
+		m, err := tpm.Decode[tpm.More](challenge)
+		if err != nil {
+			return nil, err
+		}
+		c, err := t.Device.More(m)
+		if err != nil {
+			return nil, err
+		}
+		return tpm.Encode(c)
+	}
 	c, err := tpm.Decode[tpm.Challenge](challenge)
 	if err != nil {
 		return nil, err
 	}
-	evidence, err := t.Device.Answer(t.key, c)
+	evidence, err := t.Device.Answer(t.key, c, binding)
 	if err != nil {
 		return nil, err
 	}
+	t.quoted = true
 	return tpm.Encode(evidence)
+}
+
+// Requote answers a question of the server about the machine as it is now.
+func (t *TPM) Requote(_ context.Context, question, binding []byte, history tpm.History) ([]byte, error) {
+	q, err := tpm.Decode[tpm.Question](question)
+	if err != nil {
+		return nil, err
+	}
+	a, err := t.Device.Requote(t.key, q, binding, history)
+	if err != nil {
+		return nil, err
+	}
+	return tpm.Encode(a)
 }
 
 // Save returns the 32 bytes from which the TPM, and only this TPM, makes the newest key

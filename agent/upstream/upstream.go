@@ -36,8 +36,8 @@ type Attestor interface {
 	Type() string
 	// Begin makes the node's new key and the first message.
 	Begin(ctx context.Context) (payload []byte, key crypto.Signer, err error)
-	// Answer answers a challenge of the server.
-	Answer(ctx context.Context, challenge []byte) ([]byte, error)
+	// Answer answers a challenge of the server. binding names the connection (RFC 9266, tls-exporter).
+	Answer(ctx context.Context, challenge, binding []byte) ([]byte, error)
 	// Restore returns the key that Save described, or an error when it can not be had any more.
 	Restore(saved []byte) (crypto.Signer, error)
 	// Save describes the key so that Restore finds it after a restart.

@@ -55,7 +55,7 @@ func (a *app) tpmEK() *cobra.Command {
 }
 
 func readEK(ctx context.Context, path string) (report ekReport, err error) {
-	d, err := device.Open(ctx, path)
+	d, err := device.Open(ctx, device.Config{Path: path})
 	if err != nil {
 		return report, fmt.Errorf("open the TPM: %w", err)
 	}

@@ -3,6 +3,7 @@
 package nodes
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -484,9 +485,12 @@ func TestAliasEntry(t *testing.T) {
 	}
 }
 
+// binding is of some connection.
+var binding = bytes.Repeat([]byte{8}, tpm.BindingSize)
+
 func TestTPM(t *testing.T) {
 	p := swtpmtest.New(t)
-	d, err := device.Open(t.Context(), p.Path)
+	d, err := device.Open(t.Context(), device.Config{Path: p.Path})
 	must(t, err)
 	defer d.Close()
 	key, err := d.NewKey([32]byte{1})
@@ -502,13 +506,13 @@ func TestTPM(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		e, err := d.Answer(key, c)
+		e, err := d.Answer(key, c, binding)
 		if err != nil {
 			return nil, err
 		}
 		return tpm.Encode(e)
 	}
-	got, err := a.Attest(t.Context(), payload, key.Public(), nil, answer)
+	got, err := a.Attest(t.Context(), payload, key.Public(), binding, answer)
 	must(t, err)
 	hash, err := d.EKHash()
 	must(t, err)
@@ -531,24 +535,24 @@ func TestTPM(t *testing.T) {
 		{"no JSON in the answer", payload, key.Public(), func(context.Context, []byte) ([]byte, error) { return []byte("x"), nil }, FaultMessage},
 		{"another CSR key", payload, another(t, d), answer, FaultRefused},
 	} {
-		_, err := a.Attest(t.Context(), c.payload, c.csr, nil, c.answer)
+		_, err := a.Attest(t.Context(), c.payload, c.csr, binding, c.answer)
 		var e *AttestError
 		if !errors.As(err, &e) || e.Fault != c.fault {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
-	_, err = a.Attest(t.Context(), payload, key.Public(), nil, func(context.Context, []byte) ([]byte, error) { return nil, gone })
+	_, err = a.Attest(t.Context(), payload, key.Public(), binding, func(context.Context, []byte) ([]byte, error) { return nil, gone })
 	if err != gone {
 		t.Errorf("a lost stream: %v", err)
 	}
 	a.Policy = &verify.Policy{}
-	_, err = a.Attest(t.Context(), payload, key.Public(), nil, answer)
+	_, err = a.Attest(t.Context(), payload, key.Public(), binding, answer)
 	var e *AttestError
 	if !errors.As(err, &e) || e.Fault != FaultRefused || !strings.Contains(err.Error(), "ek_ca_path") {
 		t.Errorf("an unknown CA: %v", err)
 	}
 	a.Policy = &verify.Policy{PCRs: []int{23}}
-	_, err = a.Attest(t.Context(), payload, key.Public(), nil, answer)
+	_, err = a.Attest(t.Context(), payload, key.Public(), binding, answer)
 	if !errors.As(err, &e) || e.Fault != FaultServer {
 		t.Errorf("a wrong policy: %v", err)
 	}

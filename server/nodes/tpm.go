@@ -29,7 +29,7 @@ type TPM struct {
 func (t *TPM) Type() string { return tpm.AttestorType }
 
 // Attest runs one attestation: payload is a Hello, the answer to the challenge is Evidence.
-func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
 	hello, err := tpm.Decode[tpm.Hello](payload)
 	if err != nil {
 		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
@@ -50,7 +50,7 @@ func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKe
 	if err != nil {
 		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
 	}
-	verdict, err := session.Finish(evidence, csrKey, t.Now())
+	verdict, err := session.Finish(verify.Proof{Evidence: evidence, CSRKey: csrKey, Binding: binding, More: more(ctx, challenge)}, t.Now())
 	if err != nil {
 		return Attestation{}, judged(err)
 	}
@@ -64,6 +64,22 @@ func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKe
 	}, nil
 }
 
+// more asks for the rest of the IMA log as one challenge after the other.
+func more(ctx context.Context, challenge func(context.Context, []byte) ([]byte, error)) func(tpm.More) (tpm.Continuation, error) {
+	return func(m tpm.More) (tpm.Continuation, error) {
+		question, err := tpm.Encode(m)
+		if err != nil {
+			return tpm.Continuation{}, err
+		}
+		answer, err := challenge(ctx, question)
+		if err != nil {
+			return tpm.Continuation{}, err
+		}
+		return tpm.Decode[tpm.Continuation](answer)
+	}
+}
+
+// judged gives an error of this package's parts its fault. Errors of the stream have one already.
 func judged(err error) error {
 	fault := FaultServer
 	if _, ok := errors.AsType[*verify.Refusal](err); ok {

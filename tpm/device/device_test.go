@@ -31,13 +31,16 @@ func TestMain(m *testing.M) { os.Exit(swtpmtest.Main(m)) }
 
 func open(t *testing.T, path string) *Device {
 	t.Helper()
-	d, err := Open(t.Context(), path)
+	d, err := Open(t.Context(), Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
 	return d
 }
+
+// binding is of some connection.
+var binding = bytes.Repeat([]byte{8}, tpm.BindingSize)
 
 func newKey(t *testing.T, d *Device, unique byte) *Key {
 	t.Helper()
@@ -101,7 +104,7 @@ func TestAnswerRecoversTheSecretAndLeavesNoHandles(t *testing.T) {
 		t.Fatalf("%d EK certificates", len(hello.EKCertificates))
 	}
 	secret := bytes.Repeat([]byte{7}, tpm.SecretSize)
-	e, err := d.Answer(key, challenge(t, hello, secret))
+	e, err := d.Answer(key, challenge(t, hello, secret), binding)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +138,7 @@ func TestFailuresLeaveNoHandles(t *testing.T) {
 	}
 	foreignAK := hello
 	foreignAK.AKPublic = otherHello.AKPublic
-	_, err = d.Answer(key, challenge(t, foreignAK, secret))
+	_, err = d.Answer(key, challenge(t, foreignAK, secret), binding)
 	if !errors.Is(err, tpm2.TPMRCIntegrity) {
 		t.Errorf("a credential for another AK: %v", err)
 	}
@@ -143,17 +146,17 @@ func TestFailuresLeaveNoHandles(t *testing.T) {
 
 	foreignEK := hello
 	foreignEK.EKPublic = otherHello.EKPublic
-	if _, err = d.Answer(key, challenge(t, foreignEK, secret)); err == nil {
+	if _, err = d.Answer(key, challenge(t, foreignEK, secret), binding); err == nil {
 		t.Error("a credential for another EK was activated")
 	}
 	noHandles(t, d, "a credential for another EK")
 
-	if _, err := d.Answer(otherKey, challenge(t, hello, secret)); err == nil {
+	if _, err := d.Answer(otherKey, challenge(t, hello, secret), binding); err == nil {
 		t.Error("a key of another device was accepted")
 	}
 	c := challenge(t, hello, secret)
-	c.Version = 2
-	if _, err := d.Answer(key, c); err == nil || !strings.Contains(err.Error(), "version 2") {
+	c.Version = 3
+	if _, err := d.Answer(key, c, binding); err == nil || !strings.Contains(err.Error(), "version 3") {
 		t.Errorf("another version: %v", err)
 	}
 }
@@ -218,7 +221,7 @@ func TestKeyIsTheSameAfterTheTPMRestarts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Answer(key, challenge(t, hello, digest[:])); err != nil {
+	if _, err := d.Answer(key, challenge(t, hello, digest[:]), binding); err != nil {
 		t.Errorf("Answer after a restart: %v", err)
 	}
 	noHandles(t, d, "a restart")
@@ -285,7 +288,7 @@ func TestOpenSaysWhatToDo(t *testing.T) {
 		"swtpm.sock":                "use /dev/tpmrm0 or unix:",
 		"unix:/nonexistent/tpm.soc": "is swtpm running?",
 	} {
-		if _, err := Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Open(t.Context(), Config{Path: path}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", path, err, want)
 		}
 	}
@@ -361,7 +364,7 @@ func TestPCRsThatChangeWhileQuoting(t *testing.T) {
 	c.PCRs = []int{10}
 	m := &measuring{d.tpm, 3}
 	d.tpm = m
-	e, err := d.Answer(key, c)
+	e, err := d.Answer(key, c, binding)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +380,7 @@ func TestPCRsThatChangeWhileQuoting(t *testing.T) {
 		t.Error("the values are not the quoted ones")
 	}
 	m.n = 1 << 30
-	if _, err := d.Answer(key, c); err == nil || !strings.Contains(err.Error(), "changed 10 times") {
+	if _, err := d.Answer(key, c, binding); err == nil || !strings.Contains(err.Error(), "changed 10 times") {
 		t.Errorf("PCRs that never rest: %v", err)
 	}
 	m.n = 0
@@ -407,7 +410,7 @@ func BenchmarkNewKey(b *testing.B) {
 
 func benchDevice(b *testing.B) (*Device, *Key) {
 	b.Helper()
-	d, err := Open(b.Context(), swtpmtest.New(b).Path)
+	d, err := Open(b.Context(), Config{Path: swtpmtest.New(b).Path})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,47 +7,97 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/assay-id/assay/tpm"
 )
 
-// ekProfiles are the endorsement keys that we can use, in order of preference: NV index of the
-// certificate and template (TCG EK Credential Profile 2.5, 2.2.1.4, B.3.3 L-1 and B.3.4 L-2).
-var ekProfiles = [...]struct {
-	nv       tpm2.TPMHandle
-	template *tpm2.TPMTPublic
-}{
-	{0x01c00002, &tpm2.RSAEKTemplate},
-	{0x01c0000a, &tpm2.ECCEKTemplate},
+// CheckEK says whether a configured kind of endorsement key is known.
+func CheckEK(kind string) error {
+	if kind == "" || slices.ContainsFunc(tpm.EKProfiles[:], func(p tpm.EKProfile) bool { return p.Kind == kind }) {
+		return nil
+	}
+	return fmt.Errorf("ek %q: write \"rsa2048\", \"ecc256\" or \"ecc384\"", kind)
 }
 
 // nvChunk is what every TPM reads at once (TPM_PT_NV_BUFFER_MAX is at least 512 in practice).
 const nvChunk = 512
 
-// findEK takes the first endorsement key that has a certificate, else the RSA one without:
-// the one whose hash inventories list. Whether the certificate is for that key is for the
-// server to judge.
-func (d *Device) findEK() error {
-	for _, p := range ekProfiles {
-		cert, err := d.readCertificate(p.nv)
+// findEK takes the first endorsement key of the kind ("" is any) that has a certificate, else the first
+// without. Whether the certificate is for that key is for the server to judge.
+func (d *Device) findEK(kind string) error {
+	var first *tpm.EKProfile
+	for i := range tpm.EKProfiles {
+		p := &tpm.EKProfiles[i]
+		if kind != "" && kind != p.Kind {
+			continue
+		}
+		if first == nil {
+			first = p
+		}
+		cert, err := d.readCertificate(p.NV)
 		if err != nil {
-			return fmt.Errorf("reading the EK certificate in NV 0x%08x: %w", uint32(p.nv), err)
+			return fmt.Errorf("reading the EK certificate in NV 0x%08x: %w", uint32(p.NV), err)
 		}
 		if cert == nil {
 			continue
 		}
-		if d.ek, err = d.newObject(*p.template); err != nil {
-			return fmt.Errorf("making the endorsement key: %w", err)
+		chain, err := d.readChain()
+		if err != nil {
+			return fmt.Errorf("reading the EK certificate's chain in NV: %w", err)
 		}
-		d.ekCertificates = [][]byte{cert.Raw}
-		return nil
+		d.ekCertificates = append([][]byte{cert.Raw}, chain...)
+		return d.makeEK(p)
 	}
-	ek, err := d.newObject(*ekProfiles[0].template)
-	if err != nil {
+	return d.makeEK(first)
+}
+
+func (d *Device) makeEK(p *tpm.EKProfile) (err error) {
+	if d.ek, err = d.newObject(p.Template); err != nil {
 		return fmt.Errorf("making the endorsement key: %w", err)
 	}
-	d.ek = ek
 	return nil
+}
+
+// Where makers may leave the certificates of their CAs: one DER after the other, over as many
+// indices as that takes (2.2.1.5.2).
+const (
+	chainFirst, chainLast = 0x01c00100, 0x01c001ff
+	maxChain              = 7 // certificates; tpm.Hello takes 8 with the EK's own
+)
+
+// readChain reads the CA certificates that the TPM carries.
+func (d *Device) readChain() ([][]byte, error) {
+	handles, err := d.handles(chainFirst)
+	if err != nil {
+		return nil, err
+	}
+	var data []byte
+	for _, h := range handles {
+		if h > chainLast {
+			break
+		}
+		part, err := d.readNV(h)
+		if err != nil {
+			return nil, fmt.Errorf("0x%08x: %w", uint32(h), err)
+		}
+		data = append(data, part...)
+	}
+	var chain [][]byte
+	for len(chain) < maxChain {
+		var outer asn1.RawValue
+		rest, err := asn1.Unmarshal(data, &outer)
+		if err != nil { // the end, or padding
+			break
+		}
+		if _, err := x509.ParseCertificate(outer.FullBytes); err != nil {
+			break
+		}
+		chain, data = append(chain, outer.FullBytes), rest
+	}
+	return chain, nil
 }
 
 // readCertificate returns the certificate in an NV index, or nil if there is no such index.

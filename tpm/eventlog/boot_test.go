@@ -207,29 +207,3 @@ func TestArguments(t *testing.T) {
 	b.CommandLine = "a -- b"
 	want(t, "after --", b.Arguments(), []string{"a"})
 }
-
-func TestSelectors(t *testing.T) {
-	m := machines(t)[2]
-	b := m.boot(t)
-	got := strings.Join(b.Selectors(), "\n")
-	for _, s := range []string{
-		"secureboot:enabled", "ima:boot-aggregate-ok",
-		"dbx:" + b.DBX.SHA256.String(), "authority:48e99b991f57fc52f76149599bff0a58c47154229b9f8d603ac40d3500248507",
-		"boot-app:1:a68f6d71ebddaa19751ff8d729f67d11b0df8e4c49400c3e7e90de16119e1265",
-		"kernel-image:5f21ff2c0d5d899842b28a8b19901ba72cf7a7ab93c02a77fadc6ff72be85b31",
-		"kernel:51349501a3d1ff83836437d2b365fd2d57f2feb8642d315e5181dec23d4c3275",
-		"initrd:e1dec3a3d666f08b6b5f34180219b4b750dd7bb9569810e975cb580a00350e11",
-		"cmdline:sha256:" + Digest(sha256.Sum256([]byte(m.quote.CommandLine))).String(), "cmdline:has:ima_policy=tcb",
-	} {
-		if !strings.Contains(got, s) {
-			t.Errorf("%s is missing in\n%s", s, got)
-		}
-	}
-	b.ShimInsecure = true
-	if got := strings.Join(b.Selectors(), " "); strings.Contains(got, "secureboot") {
-		t.Errorf("without shim's checks: %s", got)
-	}
-	if got := (&Boot{}).Selectors(); len(got) > 0 {
-		t.Errorf("nothing is known: %q", got)
-	}
-}

@@ -314,20 +314,6 @@ func TestKexec(t *testing.T) {
 	}
 }
 
-func TestSelectors(t *testing.T) {
-	s, _ := machines(t)[0].replay(t)
-	if got := strings.Join(s.Selectors("b", "a"), " "); got != "ima:no-violations ima:allowlist:a ima:allowlist:b" {
-		t.Error(got)
-	}
-	s.Violations = 1
-	if got := strings.Join(s.Selectors("a"), " "); got != "ima:allowlist:a" {
-		t.Error(got)
-	}
-	if got := (State{}).Selectors("a"); len(got) > 0 {
-		t.Errorf("without a log: %q", got)
-	}
-}
-
 func TestAllowList(t *testing.T) {
 	m := machines(t)[0]
 	_, golden := m.replay(t)

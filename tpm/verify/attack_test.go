@@ -117,7 +117,7 @@ func TestUnrestrictedKeyForgesQuotes(t *testing.T) {
 	n.ok(err)
 	public, err := parsePublic(forger.public)
 	n.ok(err)
-	if _, err := verifyAttest(public, forged, tpm2.Marshal(r.Signature), tpm2.TPMSTAttestQuote, tpm.QualifyingData(s.nonce, s.spki, s.secret)); err != nil {
+	if _, err := verifyAttest(public, forged, tpm2.Marshal(r.Signature), tpm2.TPMSTAttestQuote, tpm.QualifyingData(s.nonce, s.spki, binding, s.secret)); err != nil {
 		t.Fatalf("the forgery should pass the signature check, else this test shows nothing: %v", err)
 	}
 
@@ -137,7 +137,7 @@ func TestUnrestrictedKeyForgesQuotes(t *testing.T) {
 		t.Fatal("the TPM activated a credential for a key with other attributes")
 	}
 	e.Secret = make([]byte, tpm.SecretSize)
-	_, err = s.Finish(e, n.key.Public(), now)
+	_, err = s.Finish(proof(e, n.key.Public()), now)
 	refused(t, err, checkCredential, "does not live beside it")
 }
 
@@ -148,12 +148,12 @@ func TestAttestationKeyOfAnotherTPM(t *testing.T) {
 	h := helper.hello
 	h.EKCertificates, h.EKPublic = n.hello.EKCertificates, n.hello.EKPublic
 	s, c := n.begin(h)
-	if _, err := n.device.Answer(n.key, c); err == nil {
+	if _, err := n.device.Answer(n.key, c, binding); err == nil {
 		t.Fatal("the TPM activated a credential for an attestation key that it has not")
 	}
 	_, own := helper.begin(helper.hello)
 	e := helper.answer(own)
-	_, err := s.Finish(e, helper.key.Public(), now)
+	_, err := s.Finish(proof(e, helper.key.Public()), now)
 	refused(t, err, checkCredential, "does not live beside it")
 }
 
@@ -172,14 +172,14 @@ func TestSoftwareKey(t *testing.T) {
 	h.KeyPublic = tpm2.Marshal(claim)
 	s, c := n.begin(h)
 	e := n.answer(c) // the secret and the PCR values are right
-	q := tpm.QualifyingData(c.Nonce, n.spki(h.KeyPublic), e.Secret)
+	q := tpm.QualifyingData(c.Nonce, n.spki(h.KeyPublic), binding, e.Secret)
 	ak := n.create(tpm2.TPMRHEndorsement, n.akTemplate())
 	defer n.flush(ak)
 	key := n.create(tpm2.TPMRHEndorsement, n.template(n.hello.KeyPublic))
 	n.certify(&e, ak, key, q)
 	n.flush(key)
 	n.quote(&e, ak, q, c.PCRs)
-	_, err = s.Finish(e, software.Public(), now)
+	_, err = s.Finish(proof(e, software.Public()), now)
 	refused(t, err, checkCertify, "another key than the agent's")
 }
 
@@ -203,13 +203,13 @@ func TestAttestationKeyOfTheOwner(t *testing.T) {
 	var err error
 	e.Secret, err = n.activate(ak, c)
 	n.ok(err)
-	q := tpm.QualifyingData(c.Nonce, n.spki(h.KeyPublic), e.Secret)
+	q := tpm.QualifyingData(c.Nonce, n.spki(h.KeyPublic), binding, e.Secret)
 	key := n.create(tpm2.TPMRHEndorsement, n.keyTemplate())
 	n.certify(&e, ak, key, q)
 	n.flush(key)
 	n.quote(&e, ak, q, c.PCRs)
 	n.flush(ak)
-	_, err = s.Finish(e, n.key.Public(), now)
+	_, err = s.Finish(proof(e, n.key.Public()), now)
 	refused(t, err, checkHierarchy, "endorsement hierarchy")
 }
 
@@ -223,8 +223,8 @@ func TestResetBetweenCertifyAndQuote(t *testing.T) {
 	n.tpm.On()
 	ak := n.create(tpm2.TPMRHEndorsement, n.akTemplate())
 	defer n.flush(ak)
-	n.quote(&e, ak, tpm.QualifyingData(c.Nonce, n.spki(n.hello.KeyPublic), e.Secret), c.PCRs)
-	_, err := s.Finish(e, n.key.Public(), now)
+	n.quote(&e, ak, tpm.QualifyingData(c.Nonce, n.spki(n.hello.KeyPublic), binding, e.Secret), c.PCRs)
+	_, err := s.Finish(proof(e, n.key.Public()), now)
 	refused(t, err, checkBoot, "reset between")
 }
 
@@ -338,7 +338,7 @@ func TestECCEndorsementKey(t *testing.T) {
 	n.undefine(0x01c00002)
 	n.define(0x01c0000a, cert)
 
-	d, err := device.Open(t.Context(), n.tpm.Path)
+	d, err := device.Open(t.Context(), device.Config{Path: n.tpm.Path})
 	n.ok(err)
 	defer d.Close()
 	key, err := d.NewKey([32]byte{5})
@@ -347,9 +347,9 @@ func TestECCEndorsementKey(t *testing.T) {
 	n.ok(err)
 	s, c, err := Begin(&Policy{EKRoots: authority.pool()}, h, now, rand.Reader)
 	n.ok(err)
-	e, err := d.Answer(key, c)
+	e, err := d.Answer(key, c, binding)
 	n.ok(err)
-	v, err := s.Finish(e, key.Public(), now)
+	v, err := s.Finish(proof(e, key.Public()), now)
 	n.ok(err)
 	if v.EKCertificate == nil || v.Facts.Model != "Model 1" {
 		t.Errorf("verdict %+v", v)

@@ -51,7 +51,7 @@ func FuzzBegin(f *testing.F) {
 			}
 			policy.AllowedEKs[hash] = true
 		}
-		s, c, err := Begin(policy, tpm.Hello{Version: 1, EKCertificates: [][]byte{cert}, EKPublic: ek, AKPublic: ak, KeyPublic: key}, now, rand.Reader)
+		s, c, err := Begin(policy, tpm.Hello{Version: tpm.Version, EKCertificates: [][]byte{cert}, EKPublic: ek, AKPublic: ak, KeyPublic: key}, now, rand.Reader)
 		if err != nil {
 			return
 		}

@@ -18,15 +18,25 @@ import (
 // commands, files and kernel command line (8, 9, 11, 12, 14), IMA (10).
 var DefaultPCRs = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}
 
-// Policy says which TPMs are let in. An EK needs a certificate under EKRoots or a place in the
-// inventory AllowedEKs; either will do.
+// Inventory knows the TPMs that operators listed.
+type Inventory interface {
+	// Known reports whether the EK with that hash of its DER SubjectPublicKeyInfo is listed.
+	Known(ek selectors.Digest) bool
+}
+
+// Policy says which TPMs are let in. An EK needs a certificate under EKRoots, or a place in
+// AllowedEKs or Inventory; either will do.
 type Policy struct {
 	// EKRoots are the CAs of TPM makers. Nil trusts none (not the system's roots).
 	EKRoots *x509.CertPool
 	// EKIntermediates help to build paths; TPMs seldom carry them.
 	EKIntermediates *x509.CertPool
-	// AllowedEKs is the inventory: SHA-256 of the EK's DER SubjectPublicKeyInfo.
+	// AllowedEKs are listed in the configuration: SHA-256 of the EK's DER SubjectPublicKeyInfo.
 	AllowedEKs map[selectors.Digest]bool
+	// Inventory lists more of them, and changes; may be nil.
+	Inventory Inventory
+	// Pending goes on with a TPM that nobody vouches for, and says so in Verdict.Unvouched.
+	Pending bool
 	// PCRs of the SHA-256 bank to quote, ascending; empty means DefaultPCRs. 16 to 23 are refused:
 	// software can reset them.
 	PCRs []int
@@ -61,9 +71,6 @@ func LoadPolicy(caPath string, ekHashes []string) (*Policy, error) {
 		if err := p.loadCAs(caPath); err != nil {
 			return nil, fmt.Errorf("ek_ca_path: %w", err)
 		}
-	}
-	if p.EKRoots == nil && len(p.AllowedEKs) == 0 {
-		return nil, fmt.Errorf("no TPM would be admitted: set ek_ca_path to a PEM file with the CA certificates of your TPMs' makers, or list their EKs in ek_hashes")
 	}
 	return p, nil
 }

@@ -46,7 +46,6 @@ func TestLoadPolicy(t *testing.T) {
 		hashes []string
 		want   string
 	}{
-		{"", nil, "no TPM would be admitted"},
 		{"", []string{"abc"}, "64 hexadecimal digits"},
 		{filepath.Join(dir, "missing.pem"), nil, "no such file"},
 		{write("empty.pem", nil), nil, "no certificate in PEM form"},

@@ -15,7 +15,7 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return "TPM attestation refused (" + r.Check + "): " + r.Detail }
 
-func refuse(check, format string, args ...any) error {
+func refuse(check, format string, args ...any) *Refusal {
 	return &Refusal{Check: check, Detail: fmt.Sprintf(format, args...)}
 }
 
@@ -36,6 +36,7 @@ const (
 	checkAK          = "ak-attributes"
 	checkKey         = "key-attributes"
 	checkSession     = "session"
+	checkConnection  = "connection"
 	checkCSR         = "csr-key"
 	checkCredential  = "credential-activation"
 	checkCertify     = "key-certified"
@@ -44,4 +45,6 @@ const (
 	checkSelection   = "quote-selection"
 	checkPCRs        = "quote-digest"
 	checkBoot        = "one-boot"
+	checkIMALog      = "ima-log"
+	checkBootLog     = "boot-log"
 )

@@ -15,6 +15,8 @@ import (
 	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/assay-id/assay/tpm"
 )
 
 // parse reads a TPM structure and refuses bytes that do not come out the same again: trailing
@@ -45,8 +47,8 @@ func parsePublic(data []byte) (*publicArea, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.NameAlg != tpm2.TPMAlgSHA256 {
-		return nil, errors.New("its name algorithm is not SHA-256")
+	if p.NameAlg != tpm2.TPMAlgSHA256 && p.NameAlg != tpm2.TPMAlgSHA384 {
+		return nil, errors.New("its name algorithm is not SHA-256 or SHA-384")
 	}
 	name, err := tpm2.ObjectName(p)
 	if err != nil {
@@ -58,8 +60,8 @@ func parsePublic(data []byte) (*publicArea, error) {
 	}
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
-		if k.Curve != elliptic.P256() {
-			return nil, errors.New("its curve is not P-256")
+		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
+			return nil, errors.New("its curve is not P-256 or P-384")
 		}
 		if _, err := k.ECDH(); err != nil {
 			return nil, errors.New("its point is not on the curve")
@@ -72,13 +74,16 @@ func parsePublic(data []byte) (*publicArea, error) {
 	return &publicArea{*p, name.Buffer, key}, nil
 }
 
-// isDefaultEK reports whether the public area is a default endorsement key of the TCG EK
-// Credential Profile (templates L-1 and L-2), its unique value aside.
-func (p *publicArea) isDefaultEK() bool {
-	for _, template := range [...]tpm2.TPMTPublic{tpm2.RSAEKTemplate, tpm2.ECCEKTemplate} {
+// isProfileEK reports whether the public area is an endorsement key of the TCG EK Credential Profile
+// that we know, its unique value aside.
+func (p *publicArea) isProfileEK() bool {
+	for _, profile := range tpm.EKProfiles {
+		template := profile.Template
 		if template.Type == p.Type {
 			template.Unique = p.Unique
-			return bytes.Equal(tpm2.Marshal(template), tpm2.Marshal(p.TPMTPublic))
+			if bytes.Equal(tpm2.Marshal(template), tpm2.Marshal(p.TPMTPublic)) {
+				return true
+			}
 		}
 	}
 	return false
@@ -89,9 +94,12 @@ func (p *publicArea) isDefaultEK() bool {
 // this check an ordinary TPM key can forge quotes.
 func (p *publicArea) checkSigningKey(restricted bool) error {
 	a := p.ObjectAttributes
+	public, isECC := p.key.(*ecdsa.PublicKey)
 	switch {
-	case p.Type != tpm2.TPMAlgECC:
+	case !isECC:
 		return errors.New("it is not an ECC key")
+	case public.Curve != elliptic.P256() || p.NameAlg != tpm2.TPMAlgSHA256:
+		return errors.New("it is not a P-256 key with SHA-256 as its name algorithm")
 	case !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin:
 		return errors.New("it may exist outside of the TPM (fixedTPM, fixedParent and sensitiveDataOrigin must be set)")
 	case !a.SignEncrypt || a.Decrypt:
@@ -154,7 +162,7 @@ func verifyAttest(ak *publicArea, attest, signature []byte, kind tpm2.TPMST, qua
 	case a.Type != kind:
 		return nil, errors.New("it is an attestation of another kind")
 	case !bytes.Equal(a.ExtraData.Buffer, qualifyingData):
-		return nil, errors.New("it was made for another nonce, another key or another credential; a recorded answer does not serve twice")
+		return nil, errors.New("it was made for another nonce, key, credential or connection: a recorded answer does not serve twice, and nobody may stand between agent and server")
 	}
 	return a, nil
 }

@@ -3,8 +3,9 @@
 // Package verify judges node attestation by TPM (package tpm). It issues no TPM command and
 // needs no TPM: everything it takes was sent by a machine that is not trusted yet.
 //
-//	Begin   Hello → Challenge     who the TPM is, and what its keys are
-//	Finish  Evidence → Verdict    that the TPM answered now, and what the machine booted
+//	Begin    Hello → Challenge     who the TPM is, and what its keys are
+//	Finish   Evidence → Verdict    that the TPM answered now, and what the machine booted and runs
+//	Requote  Answer → Quoted       that it still does
 //
 // What passed is named, check by check, in Verdict.Checks; what failed is a *Refusal.
 //
@@ -13,15 +14,11 @@
 package verify
 
 import (
-	"bytes"
 	"crypto"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +26,8 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/eventlog"
+	"github.com/assay-id/assay/tpm/ima"
 )
 
 // SessionLifetime is how long a challenge may be answered.
@@ -40,8 +39,19 @@ type Verdict struct {
 	Facts selectors.NodeFacts
 	// EKCertificate is the verified certificate, or nil when only the inventory vouches.
 	EKCertificate *x509.Certificate
-	// ResetCount and RestartCount are the TPM's: they rise with each boot, and with each resume.
-	ResetCount, RestartCount uint32
+	// AK is the TPMT_PUBLIC of the attestation key that the TPM vouches for.
+	AK []byte
+	// Quoted is what the quote said.
+	Quoted Quoted
+	// Boot is what the boot log proved, nil without one. BootLog and CommandLine are what was sent.
+	Boot        *eventlog.Boot
+	BootLog     []byte
+	CommandLine string
+	// IMA is how far the IMA log was replayed, Files its entries; the zero State without one.
+	IMA   ima.State
+	Files []ima.Entry
+	// Unvouched says, with Policy.Pending, why nobody vouches for the EK; else it is empty.
+	Unvouched string
 	// Checks are those that passed, in order.
 	Checks []Check
 }
@@ -104,8 +114,8 @@ func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, e
 	if err != nil {
 		return nil, refuse(checkEKTemplate, "the EK is not usable: %v", err)
 	}
-	if !ek.isDefaultEK() {
-		return nil, refuse(checkEKTemplate, "the EK is not a default EK of the TCG EK Credential Profile (RSA 2048 or ECC P-256)")
+	if !ek.isProfileEK() {
+		return nil, refuse(checkEKTemplate, "the EK is not an EK of the TCG EK Credential Profile that is known here (RSA 2048, ECC P-256 or P-384)")
 	}
 	hash, err := ekHash(ek.key)
 	if err != nil {
@@ -113,7 +123,7 @@ func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, e
 	}
 	f := &s.progress.Facts
 	f.EKHash = hash
-	s.pass(checkEKTemplate, "EK %s is a default %T of the TCG profile", hash, ek.key)
+	s.pass(checkEKTemplate, "EK %s is a %T of the TCG profile", hash, ek.key)
 
 	certErr := s.judgeEKCertificate(p, h, ek, now)
 	if certErr == nil {
@@ -121,8 +131,10 @@ func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, e
 		s.pass(checkEKCert, "issued by %q, serial %x, for this EK, under a configured root", c.Issuer, c.SerialNumber)
 	}
 	switch {
-	case p.AllowedEKs[hash]:
+	case p.AllowedEKs[hash] || p.Inventory != nil && p.Inventory.Known(hash):
 		s.pass(checkEKInventory, "EK %s is in the inventory", hash)
+	case certErr != nil && p.Pending:
+		s.progress.Unvouched = certErr.Detail
 	case certErr != nil:
 		return nil, certErr
 	}
@@ -130,29 +142,29 @@ func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, e
 }
 
 // judgeEKCertificate checks the EK certificate and takes its facts.
-func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *publicArea, now time.Time) error {
+func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *publicArea, now time.Time) *Refusal {
 	hash := s.progress.Facts.EKHash
 	if len(h.EKCertificates) == 0 {
-		return refuse(checkEKCert, "the TPM has no EK certificate; add the EK hash %s to the inventory (ek_hashes) if you know this machine", hash)
+		return refuse(checkEKCert, "the TPM has no EK certificate; add the EK hash %s to the inventory (assay tpm inventory add) if you know this machine", hash)
 	}
 	cert, err := parseEKCertificate(h.EKCertificates[0])
 	if err != nil {
-		return refuse(checkEKCert, "the EK certificate is not usable: %v; if you know this machine, add the EK hash %s to the inventory (ek_hashes)", err, hash)
+		return refuse(checkEKCert, "the EK certificate is not usable: %v; if you know this machine, add the EK hash %s to the inventory (assay tpm inventory add)", err, hash)
 	}
 	certified, err := certificateKey(cert)
 	if err != nil {
 		return refuse(checkEKCert, "the EK certificate is not usable: %v", err)
 	}
 	if k, ok := ek.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
-		return refuse(checkEKCert, "the EK certificate is for another key than the EK %s: it belongs to another TPM, or to an EK of this one that is not the TCG default; if you know this machine, add the EK hash to the inventory (ek_hashes)", hash)
+		return refuse(checkEKCert, "the EK certificate is for another key than the EK %s: it belongs to another TPM, or to an EK of this one that is not the TCG default; if you know this machine, add the EK hash to the inventory (assay tpm inventory add)", hash)
 	}
 	err = verifyPath(cert, h.EKCertificates[1:], p, now)
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &unknown):
-		return refuse(checkEKCert, "the EK certificate issued by %q is not under a configured root; add its CA to ek_ca_path or the EK hash %s to the inventory (ek_hashes)", cert.Issuer, hash)
+		return refuse(checkEKCert, "the EK certificate issued by %q is not under a configured root; add its CA to ek_ca_path or the EK hash %s to the inventory (assay tpm inventory add)", cert.Issuer, hash)
 	case err != nil:
-		return refuse(checkEKCert, "the EK certificate issued by %q does not verify: %v; if you know this machine, add the EK hash %s to the inventory (ek_hashes)", cert.Issuer, err, hash)
+		return refuse(checkEKCert, "the EK certificate issued by %q does not verify: %v; if you know this machine, add the EK hash %s to the inventory (assay tpm inventory add)", cert.Issuer, err, hash)
 	}
 	facts := s.progress.Facts
 	if err := describe(cert, &facts); err != nil {
@@ -182,103 +194,6 @@ func (s *Session) judgeKeys(h tpm.Hello) (err error) {
 		return refuse(checkKey, "the agent's key is not usable: %v", err)
 	}
 	s.pass(checkKey, "signing key, made in the TPM and fixed to it")
+	s.progress.AK = h.AKPublic
 	return nil
-}
-
-// Finish judges the evidence. csrKey is the key that the agent asks an SVID for. A session
-// serves once, whatever comes of it, and within SessionLifetime.
-func (s *Session) Finish(e tpm.Evidence, csrKey crypto.PublicKey, now time.Time) (Verdict, error) {
-	if s.used.Swap(true) {
-		return Verdict{}, refuse(checkSession, "the challenge was answered before; begin again")
-	}
-	if age := now.Sub(s.begun); age < 0 || age >= SessionLifetime {
-		return Verdict{}, refuse(checkSession, "the challenge is older than %s; begin again", SessionLifetime)
-	}
-	s.pass(checkSession, "fresh challenge, answered once")
-	if err := s.judgeSecrets(e, csrKey); err != nil {
-		return Verdict{}, err
-	}
-	q := tpm.QualifyingData(s.nonce, s.spki, s.secret)
-	certified, err := s.judgeCertify(e, q)
-	if err != nil {
-		return Verdict{}, err
-	}
-	quoted, err := s.judgeQuote(e, q)
-	if err != nil {
-		return Verdict{}, err
-	}
-	c, t := certified.ClockInfo, quoted.ClockInfo
-	if c.ResetCount != t.ResetCount || c.RestartCount != t.RestartCount {
-		return Verdict{}, refuse(checkBoot, "the TPM was reset between certify and quote; begin again")
-	}
-	s.pass(checkBoot, "reset count %d, restart count %d", t.ResetCount, t.RestartCount)
-	s.progress.ResetCount, s.progress.RestartCount = t.ResetCount, t.RestartCount
-	s.progress.Facts.Firmware = quoted.FirmwareVersion
-	return s.progress, nil
-}
-
-func (s *Session) judgeSecrets(e tpm.Evidence, csrKey crypto.PublicKey) error {
-	if k, ok := s.key.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || csrKey == nil || !k.Equal(csrKey) {
-		return refuse(checkCSR, "the CSR is for another key than the TPM key that was announced")
-	}
-	s.pass(checkCSR, "the CSR is for the key in the TPM")
-	if subtle.ConstantTimeCompare(e.Secret, s.secret) != 1 {
-		return refuse(checkCredential, "the TPM of the EK did not recover the secret: the attestation key does not live beside it")
-	}
-	s.pass(checkCredential, "the attestation key lives in the TPM of the EK")
-	return nil
-}
-
-func (s *Session) judgeCertify(e tpm.Evidence, q []byte) (*tpm2.TPMSAttest, error) {
-	a, err := verifyAttest(s.ak, e.Certify, e.CertifySignature, tpm2.TPMSTAttestCertify, q)
-	if err != nil {
-		return nil, refuse(checkCertify, "the certification of the agent's key: %v", err)
-	}
-	info, err := a.Attested.Certify()
-	if err != nil {
-		return nil, refuse(checkCertify, "the certification of the agent's key: %v", err)
-	}
-	if !bytes.Equal(info.Name.Buffer, s.key.name) {
-		return nil, refuse(checkCertify, "the certification is about another key than the agent's")
-	}
-	s.progress.Facts.KeyResident = true
-	s.pass(checkCertify, "the agent's key lives in the same TPM and can not leave it")
-	return a, nil
-}
-
-func (s *Session) judgeQuote(e tpm.Evidence, q []byte) (*tpm2.TPMSAttest, error) {
-	a, err := verifyAttest(s.ak, e.Quote, e.QuoteSignature, tpm2.TPMSTAttestQuote, q)
-	if err != nil {
-		return nil, refuse(checkQuote, "the quote: %v", err)
-	}
-	info, err := a.Attested.Quote()
-	if err != nil {
-		return nil, refuse(checkQuote, "the quote: %v", err)
-	}
-	s.pass(checkQuote, "made by the TPM for this challenge")
-	// Only the endorsement hierarchy shows its keys the true counters and firmware version.
-	if !bytes.Equal(a.QualifiedSigner.Buffer, s.ak.qualifiedName()) {
-		return nil, refuse(checkHierarchy, "the attestation key is not a primary key of the endorsement hierarchy, so the TPM hides its counters from it")
-	}
-	s.pass(checkHierarchy, "primary key of the endorsement hierarchy: counters and firmware version are true")
-	if !bytes.Equal(tpm2.Marshal(info.PCRSelect), tpm2.Marshal(selectionOf(s.pcrs))) {
-		return nil, refuse(checkSelection, "the quote is about other PCRs than %v", s.pcrs)
-	}
-	s.pass(checkSelection, "SHA-256 PCRs %s", strings.Trim(fmt.Sprint(s.pcrs), "[]"))
-	values := make(map[int]selectors.Digest, len(s.pcrs))
-	h := sha256.New()
-	for _, n := range s.pcrs {
-		v := e.PCRValues[n]
-		if len(v) != sha256.Size {
-			return nil, refuse(checkPCRs, "the value of PCR %d is missing", n)
-		}
-		h.Write(v)
-		values[n] = selectors.Digest(v)
-	}
-	if len(e.PCRValues) != len(s.pcrs) || !bytes.Equal(h.Sum(nil), info.PCRDigest.Buffer) {
-		return nil, refuse(checkPCRs, "the PCR values are not the quoted ones")
-	}
-	s.progress.Facts.PCRs = values
-	s.pass(checkPCRs, "%d PCR values are the quoted ones", len(values))
-	return a, nil
 }

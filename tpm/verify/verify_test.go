@@ -3,6 +3,8 @@
 package verify
 
 import (
+	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -47,7 +49,7 @@ func newNode(t *testing.T, p *swtpmtest.TPM) *node {
 	t.Helper()
 	n := &node{t: t, tpm: p, policy: &Policy{EKRoots: p.CA}}
 	var err error
-	n.device, err = device.Open(t.Context(), p.Path)
+	n.device, err = device.Open(t.Context(), device.Config{Path: p.Path})
 	n.ok(err)
 	t.Cleanup(func() { n.device.Close() })
 	n.key, err = n.device.NewKey([32]byte{1})
@@ -76,9 +78,17 @@ func (n *node) begin(h tpm.Hello) (*Session, tpm.Challenge) {
 
 func (n *node) answer(c tpm.Challenge) tpm.Evidence {
 	n.t.Helper()
-	e, err := n.device.Answer(n.key, c)
+	e, err := n.device.Answer(n.key, c, binding)
 	n.ok(err)
 	return e
+}
+
+// binding is of the connection between agent and server.
+var binding = bytes.Repeat([]byte{8}, tpm.BindingSize)
+
+// proof is an agent's without an IMA log that goes on.
+func proof(e tpm.Evidence, csrKey crypto.PublicKey) Proof {
+	return Proof{Evidence: e, CSRKey: csrKey, Binding: binding}
 }
 
 // again is the same session, not used yet.
@@ -103,7 +113,7 @@ func refused(t *testing.T, err error, check, text string) {
 func TestHonestNode(t *testing.T) {
 	n := newNode(t, swtpmtest.New(t))
 	s, c := n.begin(n.hello)
-	v, err := s.Finish(n.answer(c), n.key.Public(), now.Add(59*time.Second))
+	v, err := s.Finish(proof(n.answer(c), n.key.Public()), now.Add(59*time.Second))
 	n.ok(err)
 	var names []string
 	for _, c := range v.Checks {
@@ -130,7 +140,7 @@ func TestHonestNode(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(f.PCRs)); !slices.Equal(got, DefaultPCRs) {
 		t.Errorf("PCRs %v", got)
 	}
-	if v.ResetCount == 0 {
+	if v.Quoted.ResetCount == 0 {
 		t.Error("no reset count")
 	}
 	set := selectors.DeriveNode(&f)
@@ -145,15 +155,15 @@ func TestHonestNode(t *testing.T) {
 func TestResetCountRisesWithEachBoot(t *testing.T) {
 	n := newNode(t, swtpmtest.New(t))
 	s, c := n.begin(n.hello)
-	before, err := s.Finish(n.answer(c), n.key.Public(), now)
+	before, err := s.Finish(proof(n.answer(c), n.key.Public()), now)
 	n.ok(err)
 	n.tpm.Off()
 	n.tpm.On()
 	s, c = n.begin(n.hello)
-	after, err := s.Finish(n.answer(c), n.key.Public(), now)
+	after, err := s.Finish(proof(n.answer(c), n.key.Public()), now)
 	n.ok(err)
-	if after.ResetCount <= before.ResetCount {
-		t.Errorf("reset count %d, then %d", before.ResetCount, after.ResetCount)
+	if after.Quoted.ResetCount <= before.Quoted.ResetCount {
+		t.Errorf("reset count %d, then %d", before.Quoted.ResetCount, after.Quoted.ResetCount)
 	}
 }
 
@@ -163,7 +173,7 @@ func TestQuotedPCRsAreTheTPMs(t *testing.T) {
 	_, err := tpm2.PCREvent{PCRHandle: tpm2.AuthHandle{Handle: 14, Auth: tpm2.PasswordAuth(nil)}, EventData: tpm2.TPM2BEvent{Buffer: event}}.Execute(n.raw)
 	n.ok(err)
 	s, c := n.begin(n.hello)
-	v, err := s.Finish(n.answer(c), n.key.Public(), now)
+	v, err := s.Finish(proof(n.answer(c), n.key.Public()), now)
 	n.ok(err)
 	digest := sha256.Sum256(event)
 	want := selectors.Digest(sha256.Sum256(append(make([]byte, 32), digest[:]...)))
@@ -178,12 +188,12 @@ func TestInventory(t *testing.T) {
 	n.ok(err)
 	n.policy = &Policy{AllowedEKs: map[selectors.Digest]bool{hash: true}}
 	for name, h := range map[string]tpm.Hello{
-		"no certificate": {Version: 1, EKPublic: n.hello.EKPublic, AKPublic: n.hello.AKPublic, KeyPublic: n.hello.KeyPublic},
+		"no certificate": {Version: tpm.Version, EKPublic: n.hello.EKPublic, AKPublic: n.hello.AKPublic, KeyPublic: n.hello.KeyPublic},
 		"unknown CA":     n.hello,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, c := n.begin(h)
-			v, err := s.Finish(n.answer(c), n.key.Public(), now)
+			v, err := s.Finish(proof(n.answer(c), n.key.Public()), now)
 			n.ok(err)
 			if v.EKCertificate != nil || !v.Facts.EKIssuer.IsZero() || v.Facts.Manufacturer != "" {
 				t.Errorf("facts of an unverified certificate: %+v", v.Facts)
@@ -215,7 +225,7 @@ func TestWhoVouchesForTheEK(t *testing.T) {
 		{"EK of another TPM", n.policy, func(h *tpm.Hello) { h.EKPublic = other.hello.EKPublic }, checkEKCert, "belongs to another TPM"},
 		{"another EK in the inventory", &Policy{AllowedEKs: map[selectors.Digest]bool{hash: true}}, func(*tpm.Hello) {}, checkEKCert, "not under a configured root"},
 		{"a CA certificate", n.policy, func(h *tpm.Hello) { h.EKCertificates = [][]byte{issuer(t, n.tpm.CAPEM)} }, checkEKCert, "CA certificate"},
-		{"a signing key as EK", n.policy, func(h *tpm.Hello) { h.EKPublic = h.AKPublic }, checkEKTemplate, "not a default EK"},
+		{"a signing key as EK", n.policy, func(h *tpm.Hello) { h.EKPublic = h.AKPublic }, checkEKTemplate, "not an EK of the TCG"},
 		{"an older agent", n.policy, func(h *tpm.Hello) { h.Version = 0 }, checkVersion, "upgrade the agent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -317,24 +327,24 @@ func TestEvidenceThatIsRefused(t *testing.T) {
 			e := good
 			e.PCRValues = maps.Clone(good.PCRValues)
 			c.alter(&e)
-			_, err := again(s).Finish(e, n.key.Public(), now)
+			_, err := again(s).Finish(proof(e, n.key.Public()), now)
 			refused(t, err, c.check, c.text)
 		})
 	}
-	_, err = again(s).Finish(good, software.Public(), now)
+	_, err = again(s).Finish(proof(good, software.Public()), now)
 	refused(t, err, checkCSR, "another key")
-	_, err = again(s).Finish(good, another.Public(), now)
+	_, err = again(s).Finish(proof(good, another.Public()), now)
 	refused(t, err, checkCSR, "another key")
-	_, err = again(s).Finish(good, nil, now)
+	_, err = again(s).Finish(proof(good, nil), now)
 	refused(t, err, checkCSR, "another key")
-	_, err = again(s).Finish(good, n.key.Public(), now.Add(SessionLifetime))
+	_, err = again(s).Finish(proof(good, n.key.Public()), now.Add(SessionLifetime))
 	refused(t, err, checkSession, "begin again")
-	_, err = again(s).Finish(good, n.key.Public(), now.Add(-time.Second))
+	_, err = again(s).Finish(proof(good, n.key.Public()), now.Add(-time.Second))
 	refused(t, err, checkSession, "begin again")
 
-	_, err = s.Finish(good, n.key.Public(), now)
+	_, err = s.Finish(proof(good, n.key.Public()), now)
 	n.ok(err)
-	_, err = s.Finish(good, n.key.Public(), now)
+	_, err = s.Finish(proof(good, n.key.Public()), now)
 	refused(t, err, checkSession, "answered before")
 }
 
@@ -357,7 +367,7 @@ func TestEveryFlippedBit(t *testing.T) {
 			flipped := slices.Clone(original)
 			flipped[i/8] ^= 1 << (i % 8)
 			*part(&e) = flipped
-			if _, err := again(s).Finish(e, n.key.Public(), now); err == nil {
+			if _, err := again(s).Finish(proof(e, n.key.Public()), now); err == nil {
 				t.Fatalf("bit %d of %s was flipped and nobody noticed", i, name)
 			}
 		}
@@ -367,7 +377,7 @@ func TestEveryFlippedBit(t *testing.T) {
 		e.PCRValues = maps.Clone(good.PCRValues)
 		e.PCRValues[i] = slices.Clone(e.PCRValues[i])
 		e.PCRValues[i][31] ^= 1
-		_, err := again(s).Finish(e, n.key.Public(), now)
+		_, err := again(s).Finish(proof(e, n.key.Public()), now)
 		refused(t, err, checkPCRs, "not the quoted ones")
 	}
 }
@@ -393,11 +403,11 @@ func TestEveryFlippedByteOfHello(t *testing.T) {
 			if err != nil {
 				continue
 			}
-			e, err := n.device.Answer(n.key, c)
+			e, err := n.device.Answer(n.key, c, binding)
 			if err != nil {
 				continue
 			}
-			if _, err := s.Finish(e, n.key.Public(), now); err == nil {
+			if _, err := s.Finish(proof(e, n.key.Public()), now); err == nil {
 				t.Fatalf("byte %d of %s was changed and nobody noticed", i, name)
 			}
 		}
