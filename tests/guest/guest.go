@@ -30,20 +30,24 @@ type Kernel struct {
 	CPU string
 	// Suites run on it, in this order.
 	Suites []string
+	// Modules are what the tests need of it beside its image.
+	Modules []string
 }
 
 // Kernels are those that the guests run.
 var Kernels = []Kernel{
-	{"6.1", "linux-image-cloud-amd64", "max", []string{"bpf", "caller", "digest", "scenarios", "redteam", "demo"}},
+	{"6.1", "linux-image-cloud-amd64", "max", []string{"bpf", "caller", "digest", "scenarios", "redteam", "demo"}, fileModules},
 	// QEMU 7.2 double-faults 6.12 in a cmpxchg16b path.
 	// The scenarios are about the agent and the server, not about the kernel: once is enough.
-	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16", []string{"bpf", "caller", "digest", "redteam", "demo"}},
+	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16", []string{"bpf", "caller", "digest", "redteam", "demo"}, append(networkModules, fileModules...)},
 }
 
-// Modules are what the suites need of a kernel beside its image.
-var Modules = []string{"fs/overlayfs/overlay.ko", "drivers/block/loop.ko"}
+var (
+	fileModules    = []string{"fs/overlayfs/overlay.ko", "drivers/block/loop.ko"}
+	networkModules = []string{"net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"}
+)
 
-// Fetch returns a folder with the kernel's image, "vmlinuz", and its Modules by their last
+// Fetch returns a folder with the kernel's image, "vmlinuz", and its modules by their last
 // names, from cache or from Debian's archive.
 func (k Kernel) Fetch(ctx context.Context, cache string) (string, error) {
 	dir := filepath.Join(cache, "kernel-"+k.Name)
@@ -72,7 +76,7 @@ func (k Kernel) Fetch(ctx context.Context, cache string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("fetch kernel: %w", err)
 	}
-	for _, m := range Modules {
+	for _, m := range k.Modules {
 		if err := unpack(ctx, filepath.Join(tmp, "x/lib/modules/*/kernel", m+"*"), filepath.Join(dir, filepath.Base(m))); err != nil {
 			return "", err
 		}

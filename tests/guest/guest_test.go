@@ -24,6 +24,7 @@ var suites = []struct{ name, pkg, args string }{
 	{"bpf", "./bpf", ""},
 	{"caller", "./agent/caller", ""},
 	{"digest", "./agent/digest", ""},
+	{"attest", "./agent/attest", ""},
 	{"scenarios", "./tests/scenarios", ""},
 	{"redteam", "./tests/redteam", ""},
 }
@@ -81,7 +82,7 @@ func TestGuests(t *testing.T) {
 		if kernels[k.Name], err = k.Fetch(t.Context(), cache); err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range Modules {
+		for _, m := range k.Modules {
 			files[filepath.Join("lib", k.Name, filepath.Base(m))] = filepath.Join(kernels[k.Name], filepath.Base(m))
 		}
 	}
