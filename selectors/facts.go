@@ -2,7 +2,10 @@
 
 package selectors
 
-import "encoding/hex"
+import (
+	"encoding/hex"
+	"fmt"
+)
 
 // Tier is the strength of the kernel evidence that a fact stands on; see docs/evidence.md.
 // Higher is stronger. The zero Tier is "no evidence" and never satisfies anything.
@@ -61,6 +64,18 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
 // IsZero reports whether the digest is unknown.
 func (d Digest) IsZero() bool { return d == Digest{} }
+
+// MarshalText writes what String does.
+func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText reads 64 hexadecimal digits.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != 2*len(d) {
+		return fmt.Errorf("a SHA-256 has 64 hexadecimal digits, not %d", len(text))
+	}
+	_, err := hex.Decode(d[:], text)
+	return err
+}
 
 // Facts is everything known of one process at one moment. Unknown fields are zero, and a
 // zero field yields no selector. Each field tells where its truth comes from.

@@ -46,6 +46,18 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 // IsZero reports whether the digest is unknown.
 func (d Digest) IsZero() bool { return d == Digest{} }
 
+// MarshalText writes what String does.
+func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText reads 64 hexadecimal digits.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != 2*len(d) {
+		return fmt.Errorf("a SHA-256 has 64 hexadecimal digits, not %d", len(text))
+	}
+	_, err := hex.Decode(d[:], text)
+	return err
+}
+
 // Entry is one measurement.
 type Entry struct {
 	// Number is the entry's place in the log since boot. The boot aggregate has number 0.

@@ -90,7 +90,7 @@ func (s *Session) judgeBootLog(e tpm.Evidence) error {
 		return refuse(checkBootLog, "%v", err)
 	}
 	s.progress.Boot, s.progress.BootLog, s.progress.CommandLine = boot, e.BootLog, e.CommandLine
-	s.progress.Facts.Boot = factsOf(boot)
+	s.progress.Facts.Boot = BootFacts(boot)
 	s.pass(checkBootLog, "%d events lead to the quoted PCRs", len(log.Events))
 	return nil
 }
@@ -111,8 +111,8 @@ func suspect(log *eventlog.Log, pcr int) string {
 	return ""
 }
 
-// factsOf takes from a boot what selectors and rules are made of.
-func factsOf(b *eventlog.Boot) selectors.BootFacts {
+// BootFacts takes from a boot what selectors and rules are made of.
+func BootFacts(b *eventlog.Boot) selectors.BootFacts {
 	f := selectors.BootFacts{
 		Sealed: b.Sealed, SetupMode: b.SetupMode,
 		PK: selectors.Digest(b.PK.SHA256), KEK: selectors.Digest(b.KEK.SHA256), DB: selectors.Digest(b.DB.SHA256), DBX: selectors.Digest(b.DBX.SHA256),
