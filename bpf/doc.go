@@ -7,7 +7,7 @@
 //	fork, exec ──▶ tasks     (on the task)    ◀── Task, Key by pidfd
 //	connect    ──▶ bindings  (on the socket)  ◀── Binding by accepted descriptor
 //	ptrace, remote memory ─▶ tasks            ◀── Task.Integrity
-//	exec       ──▶ execs     (by exec id)     ◀── Exec: script, path, kernel's digests
+//	exec       ──▶ execs     (on the task)    ◀── Exec: script, path, kernel's digests
 //	open, truncate ─▶ inodes (on the inode)   ◀── FileState                            (T1)
 //	mmap       ──▶ code      (on the task)    ◀── Code                                 (T1)
 //	exec, tampering, moves ─▶ events (ring)   ◀── Events; those of callers wake the agent

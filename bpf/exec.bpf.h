@@ -32,24 +32,32 @@ static __always_inline void push_ancestor(struct task_record *r)
 	a->flags = (r->flags & ~FORKED) | (forked ? 0 : REPLACED_IN_PLACE);
 }
 
-/* Everything about the execve that does not fit into the task's record, if there is anything. */
+/* What does not fit into the task's record: of a script, or with a digest of the kernel's. */
 static __always_inline void note_facts(struct task_struct *t, struct linux_binprm *bprm,
 				       __u64 exec_id, __u32 flags)
 {
-	__u32 zero = 0;
-	struct exec_info *info = bpf_map_lookup_elem(&exec_scratch, &zero);
 	struct exec_facts *f = bpf_task_storage_get(&starting, t, 0, 0);
-	if (!info || (!f && !(flags & SCRIPT)))
-		return;
-	if (f) {
-		__builtin_memcpy(&info->facts, f, sizeof(*f));
-		bpf_task_storage_delete(&starting, t);
+	if (!(flags & SCRIPT) && !(f && (f->ima_algorithm || f->verity_size))) {
+		bpf_task_storage_delete(&execs, t);
 	} else {
-		__builtin_memset(&info->facts, 0, sizeof(info->facts));
+		struct exec_info *info = bpf_task_storage_get(&execs, t, 0, CREATE);
+		if (!info) {
+			record_lost();
+			return;
+		}
+		*(volatile __u64 *)&info->exec_id = 0;
+		barrier();
+		if (f)
+			__builtin_memcpy(&info->facts, f, sizeof(*f));
+		else
+			__builtin_memset(&info->facts, 0, sizeof(info->facts));
+		if (bpf_probe_read_kernel_str(info->path, sizeof(info->path), bprm->filename) < 0)
+			info->path[0] = 0;
+		barrier();
+		*(volatile __u64 *)&info->exec_id = exec_id;
 	}
-	if (bpf_probe_read_kernel_str(info->path, sizeof(info->path), bprm->filename) < 0)
-		info->path[0] = 0;
-	bpf_map_update_elem(&execs, &exec_id, info, BPF_ANY);
+	if (f)
+		bpf_task_storage_delete(&starting, t);
 }
 
 SEC("tp_btf/sched_process_exec")

@@ -145,9 +145,9 @@ type ExecInfo struct {
 	// Script is the file given to execve, if ScriptKnown and the task's flags say Script.
 	Script      File
 	ScriptKnown bool
-	// Token names the executable's inode as long as that is in the kernel's memory, WGen how
-	// often it was opened for writing before. Zero Token: unknown.
-	Token, WGen uint64
+	// ScriptToken and ScriptWGen are the script's as FileState tells them, at a moment when nobody
+	// could have it open for writing. Zero ScriptToken: unknown.
+	ScriptToken, ScriptWGen uint64
 	// IMA is the SHA-256 that the kernel computed of the executable's content. Verity is the
 	// fs-verity digest (SHA-256 of a Merkle tree's descriptor), for files that are sealed by it.
 	IMA, Verity *selectors.Digest
@@ -252,19 +252,20 @@ const (
 	imaSHA256    = 4 // HASH_ALGO_SHA256
 )
 
-func decodeExec(raw []byte) (ExecInfo, error) {
+func decodeExec(raw []byte) (x ExecInfo, execID uint64, err error) {
 	if len(raw) != execSize {
-		return ExecInfo{}, fmt.Errorf("%w: an execve of %d bytes, want %d", ErrMalformed, len(raw), execSize)
+		return ExecInfo{}, 0, fmt.Errorf("%w: an execve of %d bytes, want %d", ErrMalformed, len(raw), execSize)
 	}
 	r := reader(raw)
-	x := ExecInfo{Script: decodeFile(&r), Token: r.u64(), WGen: r.u64()}
+	execID = r.u64()
+	x = ExecInfo{Script: decodeFile(&r), ScriptToken: r.u64(), ScriptWGen: r.u64()}
 	x.ScriptKnown = x.Script.Inode != 0
 	ima, verity := int32(r.u32()), r.u32()
 	if verity == veritySHA256|32<<16 {
 		d := selectors.Digest(r[:32])
 		x.Verity = &d
 	}
-	r = r[64:]
+	r = r[32:]
 	if ima == imaSHA256+1 {
 		d := selectors.Digest(r[:32])
 		x.IMA = &d
@@ -272,7 +273,7 @@ func decodeExec(raw []byte) (ExecInfo, error) {
 	r = r[32:]
 	path, _, _ := bytes.Cut(r, []byte{0})
 	x.Path = string(path)
-	return x, nil
+	return x, execID, nil
 }
 
 // counters are what the programs count; see sensor_state in wire.h.

@@ -3,7 +3,6 @@
 package bpf
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -277,49 +276,70 @@ func statusOf(p *program, name string) string {
 	return ""
 }
 
-func testScript(t *testing.T, s *Sensor) {
+// startScript starts a script that this binary interprets, in a role.
+func startScript(t *testing.T, role string) (p *program, path string) {
+	t.Helper()
 	self, err := os.Executable()
 	check(err)
-	script := filepath.Join(t.TempDir(), "script")
-	check(os.WriteFile(script, []byte("#!"+self+"\n"), 0o700))
-	c := exec.Command(script)
-	c.Env = append(os.Environ(), "ASSAY_ROLE=wait")
-	pidfd := -1
-	c.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
-	in, err := c.StdinPipe()
-	check(err)
-	out, err := c.StdoutPipe()
-	check(err)
-	check(c.Start())
-	defer unix.Close(pidfd)
-	_, _ = bufio.NewReader(out).ReadString('\n')
-	task := mustTask(t, s, pidfd)
-	info, err := s.Exec(task.Process.ExecID)
-	check(err)
-	in.Close()
-	check(c.Wait())
+	path = filepath.Join(t.TempDir(), "script")
+	check(os.WriteFile(path, []byte("#!"+self+"\n"), 0o700))
+	p = startFile(t, path, role)
+	p.word(t)
+	return p, path
+}
+
+// mustExec returns what is known of the execve of a process; the zero ExecInfo is nothing.
+func mustExec(t testing.TB, s *Sensor, pidfd int) ExecInfo {
+	t.Helper()
+	info, err := s.Exec(pidfd, mustTask(t, s, pidfd).Process.ExecID)
+	if err != nil && err != ErrNoRecord {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// checkScript demands that a process is known to run a script.
+func checkScript(t *testing.T, s *Sensor, pidfd int, path string) {
+	t.Helper()
+	task, info := mustTask(t, s, pidfd), mustExec(t, s, pidfd)
 	var st, interpreter unix.Stat_t
-	check(unix.Stat(script, &st))
-	check(unix.Stat(self, &interpreter))
-	if !task.Flags.Has(Script) || task.Executable.Inode != interpreter.Ino || info.Path != script {
-		t.Errorf("flags %#x, inode %d, path %q of a script", task.Flags, task.Executable.Inode, info.Path)
+	check(unix.Stat(path, &st))
+	check(unix.Stat("/proc/self/exe", &interpreter))
+	if !task.Flags.Has(Script) || task.Executable.Inode != interpreter.Ino || info.Path != path {
+		t.Errorf("flags %#x, inode %d, path %q of script %s", task.Flags, task.Executable.Inode, info.Path, path)
 	}
 	x := info.Script
 	if info.ScriptKnown != (s.Tier() == selectors.TierT1) || info.ScriptKnown && (x.Inode != st.Ino || x.StatDevice() != st.Dev || x.Size != uint64(st.Size) || x.ChangeTime.UnixNano() != st.Ctim.Nano()) {
 		t.Errorf("script %+v, stat says %+v", info, st)
 	}
-
-	p := start(t, "wait")
-	p.word(t)
-	task = mustTask(t, s, p.pidfd)
-	if info, err = s.Exec(task.Process.ExecID); s.Tier() == selectors.TierT2 {
-		if err != ErrNoRecord {
-			t.Errorf("%+v, %v of no script", info, err)
-		}
-	} else if err != nil || task.Flags.Has(Script) || info.Path != "/proc/self/exe" || info.ScriptKnown && info.Script.Inode != task.Executable.Inode {
-		t.Errorf("flags %#x, %+v, %v of no script", task.Flags, info, err)
+	f, err := os.Open(path)
+	check(err)
+	defer f.Close()
+	token, wgen, err := s.FileState(int(f.Fd()))
+	if seen := s.links["on_file_open"] != nil; seen != (err == nil) || token != info.ScriptToken || wgen != info.ScriptWGen {
+		t.Errorf("script's state %d/%d, %v; at the execve %d/%d", token, wgen, err, info.ScriptToken, info.ScriptWGen)
 	}
-	if _, err := s.Exec(1); err != ErrNoRecord {
+}
+
+func testScript(t *testing.T, s *Sensor) {
+	p, path := startScript(t, "wait")
+	checkScript(t, s, p.pidfd, path)
+	if _, err := s.Exec(p.pidfd, 1); err != ErrNoRecord {
 		t.Errorf("an execve that never was: %v", err)
+	}
+	p, path = startScript(t, "fork")
+	child := p.forked(t)
+	checkScript(t, s, child, path)
+	p.stop()
+	checkScript(t, s, child, path) // it outlives who executed it
+
+	p, _ = startScript(t, "later") // becomes an image that is no script
+	before := mustTask(t, s, p.pidfd).Process.ExecID
+	fmt.Fprintln(p.in)
+	p.word(t)
+	for _, execID := range []uint64{before, mustTask(t, s, p.pidfd).Process.ExecID} {
+		if info, err := s.Exec(p.pidfd, execID); err != ErrNoRecord {
+			t.Errorf("%+v, %v of an image that is no script", info, err)
+		}
 	}
 }

@@ -38,9 +38,9 @@ const (
 	codeSize       = 8 + mappedFiles*32
 )
 
-// FileState returns the token of a file that was executed or mapped as code, and how often it
-// has been opened for writing since it got that. A digest of its content holds for every image
-// whose ExecInfo has both. ErrNoRecord if the file has none, or this tier can not tell.
+// FileState returns the token of a file that was executed or mapped as code, which names its inode
+// as long as that is in the kernel's memory, and how often it has been opened for writing since it
+// got that. A digest of its content holds wherever both are the same. ErrNoRecord if the file has none, or this tier can not tell.
 func (s *Sensor) FileState(fd int) (token, wgen uint64, err error) {
 	m := s.maps[inodesMap]
 	if m == nil || s.links["on_file_open"] == nil {

@@ -26,10 +26,10 @@ func ownCopy(t *testing.T) string {
 	return path
 }
 
-// testFileState: what was executed is the same as long as token and wgen are.
+// testFileState: what is executed is the same as long as token and wgen are.
 func testFileState(t *testing.T, s *Sensor) {
 	path := ownCopy(t)
-	run := func() ExecInfo {
+	run := func() (program MappedFile) {
 		t.Helper()
 		p := startFile(t, path, "wait")
 		p.word(t)
@@ -37,11 +37,14 @@ func testFileState(t *testing.T, s *Sensor) {
 		if f, err := os.OpenFile(path, os.O_WRONLY, 0); !errors.Is(err, unix.ETXTBSY) {
 			t.Errorf("opening a running program for writing: %v, %v", f, err)
 		}
-		info, err := s.Exec(mustTask(t, s, p.pidfd).Process.ExecID)
-		if s.Tier() == selectors.TierT1 || err != ErrNoRecord {
-			check(err)
+		c, err := s.Code(p.pidfd)
+		check(err)
+		for _, m := range c.Files {
+			if m.Inode == mustTask(t, s, p.pidfd).Executable.Inode {
+				program = m
+			}
 		}
-		return info
+		return program
 	}
 	state := func() (token, wgen uint64, err error) {
 		f, err := os.Open(path)
@@ -59,7 +62,7 @@ func testFileState(t *testing.T, s *Sensor) {
 	if token, wgen, err := state(); err != nil || token == 0 || token != first.Token || wgen != first.WGen {
 		t.Errorf("state %d/%d, %v; at the execve %d/%d", token, wgen, err, first.Token, first.WGen)
 	}
-	if second := run(); second.Token != first.Token || second.WGen != first.WGen {
+	if second := run(); second != first {
 		t.Errorf("another process of an unchanged file: %+v, was %+v", second, first)
 	}
 	last := first
@@ -114,10 +117,8 @@ func testCode(t *testing.T, s *Sensor) {
 		return
 	}
 	task := mustTask(t, s, p.pidfd)
-	info, err := s.Exec(task.Process.ExecID)
-	check(err)
 	isProgram := func(m MappedFile) bool {
-		return m.Inode == task.Executable.Inode && m.Device == task.Executable.Device && m.Token == info.Token && !m.Writers
+		return m.Inode == task.Executable.Inode && m.Device == task.Executable.Device && m.Token != 0 && !m.Writers
 	}
 	if !begin.Known || begin.AnonymousExec || begin.Overflow || !slices.ContainsFunc(begin.Files, isProgram) {
 		t.Errorf("code %+v of %+v", begin, task.Executable)
@@ -127,15 +128,7 @@ func testCode(t *testing.T, s *Sensor) {
 	if n := len(mapped.Files); n != len(begin.Files)+1 || mapped.Files[n-1].Inode != st.Ino || !mapped.Files[n-1].Writers || mapped.AnonymousExec {
 		t.Errorf("code %+v after mapping inode %d, was %+v", mapped, st.Ino, begin)
 	}
-	var pid int
-	_, err = fmt.Sscan(say(), &pid)
-	check(err)
-	child, err := unix.PidfdOpen(pid, 0)
-	check(err)
-	defer func() {
-		check(unix.Kill(pid, unix.SIGKILL))
-		unix.Close(child)
-	}()
+	child := p.forked(t)
 	if c := code(child); !c.Known || !slices.Equal(c.Files, mapped.Files) {
 		t.Errorf("code %+v of a child, want %+v", c, mapped)
 	}
@@ -166,10 +159,7 @@ func TestKernelDigests(t *testing.T) {
 		p := startFile(t, path, "wait")
 		p.word(t)
 		defer p.stop()
-		info, err := s.Exec(mustTask(t, s, p.pidfd).Process.ExecID)
-		if s.Tier() == selectors.TierT1 || err != ErrNoRecord {
-			check(err)
-		}
+		info := mustExec(t, s, p.pidfd)
 		if info.Verity != nil {
 			t.Errorf("fs-verity digest %v of a plain file", info.Verity)
 		}

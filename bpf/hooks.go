@@ -80,9 +80,10 @@ var features = []feature{
 	{tier: selectors.TierT2, sets: [][]string{{"on_signal"}}, loss: "debuggers between two requests of a caller"},
 	{sets: [][]string{{"on_cgroup_attach"}}, loss: "moves to another cgroup until the next request or push"},
 	{tier: selectors.TierT1, sets: [][]string{{"on_ask"}, {"see_ask"}}, loss: "changes of a caller's credentials and cgroup"},
-	{sets: [][]string{{"on_begin_exec"}, {"see_begin_exec"}}, loss: "which file a script is"},
 	{tier: selectors.TierT1, sets: [][]string{{"on_splice"}}, loss: "splice(2) from a passed socket"},
-	{sets: [][]string{{"on_image", "on_file_open", "on_setattr"}, {"on_image", "on_file_open", "on_setattr_6_1"}}, loss: "writes to executables"},
+	// Before those that note a file's generation: who opens it later must have been seen.
+	{sets: [][]string{{"on_file_open", "on_setattr"}, {"on_file_open", "on_setattr_6_1"}}, loss: "writes to scripts and libraries"},
+	{sets: [][]string{{"on_begin_exec"}, {"see_begin_exec"}}, loss: "which file a script is"},
 	{sets: [][]string{codePrograms}, loss: "code that is mapped after the execve"},
 	{sets: [][]string{gatePrograms}, optIn: wantGate, loss: "connects from other cgroups"},
 	{sets: protectSets, optIn: wantProtection, loss: "attacks on the agent"},

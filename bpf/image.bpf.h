@@ -1,32 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * T1: what is known of an execve while it is at work, collected on its task and filed under
- * its exec_id by on_exec. A try that fails leaves facts that the next one overwrites.
+ * T1: what is known of an execve while it is at work, collected on its task and kept by on_exec
+ * if it is of use. A try that fails leaves facts that the next one overwrites.
  *
  *   lsm/bprm_creds_for_exec, fentry/security_…  the file given to execve, before an interpreter
- *                               takes its place: the script
+ *                               takes its place: the script. Nobody can have it open for writing
+ *                               at this moment (fs/exec.c: do_open_execat)
  *   lsm.s/bprm_committed_creds  opt-in: the kernel's own digests of the executable, by IMA
  *                               (5.18, CONFIG_IMA; reads the file unless IMA knows it) and by
  *                               fs-verity (6.8, CONFIG_FS_VERITY; for files that are sealed)
  */
 #pragma once
 
-static __always_inline void begin_exec(struct linux_binprm *bprm)
+static __always_inline struct exec_facts *begin_exec(struct linux_binprm *bprm)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct exec_facts *f = bpf_task_storage_get(&starting, t, 0, CREATE);
-	if (!f) {
-		bpf_task_storage_delete(&starting, t);
-		return;
-	}
+	if (!f)
+		return 0;
 	__builtin_memset(f, 0, sizeof(*f));
 	read_executable(&f->script, bprm->file->f_inode);
+	return f;
 }
 
 SEC("lsm/bprm_creds_for_exec")
 int BPF_PROG(on_begin_exec, struct linux_binprm *bprm)
 {
-	begin_exec(bprm);
+	struct exec_facts *f = begin_exec(bprm);
+	struct inode_state *s = f ? state_of(bprm->file->f_inode) : 0;
+	if (s) {
+		f->script_wgen = s->wgen;
+		f->script_token = s->token;
+	}
 	return 0;
 }
 

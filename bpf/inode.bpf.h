@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * T1, lsm/… only (5.10, inode storage): how often a file that was executed has been opened for
- * writing since. A digest holds for every process whose execve found the same token and wgen.
+ * T1, lsm/… only (5.10, inode storage): how often a file that was executed or mapped as code has
+ * been opened for writing since. A digest holds for every process that found the same token and
+ * wgen when nobody had the file open for writing. image.bpf.h and code.bpf.h give out tokens.
  *
- *   bprm_committed_creds  gives the executable's inode a token and notes both for the execve;
- *                         nobody can have the file open for writing then (ETXTBSY)
- *   file_open             for writing: before the first write through it
- *   inode_setattr         of the size (truncate, nfsd); one variant per signature of the hook
+ *   file_open      for writing: before the first write through it
+ *   inode_setattr  of the size (truncate, nfsd); one variant per signature of the hook
  *
  * An inode that the kernel forgets comes back without a token, and gets a new one.
  * Not seen: memfd and the real file below an overlay (see exec flags and the file system's
@@ -35,18 +34,6 @@ static __always_inline void written(struct inode *i)
 	struct inode_state *s = bpf_inode_storage_get(&inodes, i, 0, 0);
 	if (s)
 		__sync_fetch_and_add(&s->wgen, 1);
-}
-
-SEC("lsm/bprm_committed_creds")
-int BPF_PROG(on_image, struct linux_binprm *bprm)
-{
-	struct exec_facts *f = bpf_task_storage_get(&starting, bpf_get_current_task_btf(), 0, 0);
-	struct inode_state *s = f ? state_of(bprm->file->f_inode) : 0;
-	if (f && s) {
-		f->wgen = s->wgen;
-		f->token = s->token;
-	}
-	return 0;
 }
 
 SEC("lsm/file_open")

@@ -110,7 +110,7 @@ func bootNow() uint64 {
 
 // Task returns the record of the process that a pidfd names. ErrNoRecord if there is none.
 func (s *Sensor) Task(pidfd int) (Task, error) {
-	raw, err := s.taskBytes(pidfd)
+	raw, err := s.stable("tasks", pidfd)
 	if err != nil {
 		return Task{}, err
 	}
@@ -121,33 +121,38 @@ func (s *Sensor) Task(pidfd int) (Task, error) {
 	return t, err
 }
 
-// Exec returns what is known of an execve beside the task's record. ErrNoRecord if there is
-// nothing (at T2, of anything but a script) or the kernel keeps it no more: it remembers the
-// last few thousand.
-func (s *Sensor) Exec(execID uint64) (ExecInfo, error) {
-	raw, err := s.maps["execs"].LookupBytes(execID)
+// Exec returns what is known of an execve beside the task's record, by a process that runs its
+// image. ErrNoRecord if there is nothing (it was of no script and no digest is wanted), or if the
+// process runs another image now.
+func (s *Sensor) Exec(pidfd int, execID uint64) (ExecInfo, error) {
+	raw, err := s.stable("execs", pidfd)
 	if err != nil {
-		return ExecInfo{}, fmt.Errorf("looking up an execve: %w", err)
+		return ExecInfo{}, err
 	}
-	if raw == nil {
-		return ExecInfo{}, ErrNoRecord
+	x, of, err := decodeExec(raw)
+	if err == nil && of != execID {
+		err = ErrNoRecord
 	}
-	return decodeExec(raw)
+	if err != nil {
+		return ExecInfo{}, err
+	}
+	return x, nil
 }
 
-// taskBytes reads until two readings in a row are equal and whole: an execve that is at work
-// changes exec_id to zero before anything else, so equal readings are of one image.
-func (s *Sensor) taskBytes(pidfd int) ([]byte, error) {
+// stable reads what a map keeps of a process until two readings in a row are equal and whole: an
+// execve that is at work changes exec_id, the first field, to zero before anything else, so
+// equal readings are of one image.
+func (s *Sensor) stable(name string, pidfd int) ([]byte, error) {
 	var last []byte
 	for range 100 {
-		raw, err := s.maps["tasks"].LookupBytes(uint32(pidfd))
+		raw, err := s.maps[name].LookupBytes(uint32(pidfd))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || (err == nil && raw == nil) {
 			return nil, ErrNoRecord
 		}
 		if err != nil {
-			return nil, fmt.Errorf("looking up the task: %w", err)
+			return nil, fmt.Errorf("looking up %s: %w", name, err)
 		}
-		atWork := len(raw) == taskSize && binary.NativeEndian.Uint64(raw) == 0
+		atWork := len(raw) >= 8 && binary.NativeEndian.Uint64(raw) == 0
 		if !atWork && bytes.Equal(raw, last) {
 			return raw, nil
 		}
@@ -156,7 +161,7 @@ func (s *Sensor) taskBytes(pidfd int) ([]byte, error) {
 		}
 		last = raw
 	}
-	return nil, fmt.Errorf("looking up the task: it executes programs faster than it can be read")
+	return nil, fmt.Errorf("looking up %s: the process executes programs faster than it can be read", name)
 }
 
 // Key returns the key of the process that a pidfd names. ErrNoRecord if there is none.

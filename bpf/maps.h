@@ -15,7 +15,7 @@
  *	admitted   T1: ids of those of them that exist
  *	code       T1: what a process has mapped as code
  *	starting   T1: what is known of an execve while it is at work, on its task
- *	execs      exec_id → what is known of an execve beside the task's record; LRU
+ *	execs      what is known of a process's execve beside its record, if there is anything
  *	state      one element: counters of the programs
  *	settings   one element: what the agent tells the programs
  *	scratch    one element: a record while seeding makes it
@@ -63,20 +63,7 @@ STORAGE(inodes, BPF_MAP_TYPE_INODE_STORAGE, struct inode_state);
 STORAGE(guarded, BPF_MAP_TYPE_INODE_STORAGE, __u32);
 STORAGE(code, BPF_MAP_TYPE_TASK_STORAGE, struct code_record);
 STORAGE(starting, BPF_MAP_TYPE_TASK_STORAGE, struct exec_facts);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, __u64);
-	__type(value, struct exec_info);
-} execs SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct exec_info);
-} exec_scratch SEC(".maps");
+STORAGE(execs, BPF_MAP_TYPE_TASK_STORAGE, struct exec_info);
 
 #define SET(map, size, element)                                                                    \
 	struct {                                                                                   \

@@ -44,6 +44,11 @@ func playRole(role string) {
 		check(syscall.Exec("/proc/self/exe", os.Args[:1], os.Environ()))
 	case "code":
 		playCode()
+	case "fork": // has a child that runs the same image, when told to
+		say("ready")
+		wait()
+		fmt.Println(fork())
+		select {}
 	case "load":
 		playLoad()
 	case "bomb":
@@ -127,22 +132,41 @@ func playCode() {
 	check(err)
 	fmt.Println("mapped")
 	wait()
-	pid, _, errno := syscall.RawSyscall(syscall.SYS_FORK, 0, 0, 0)
-	if errno != 0 {
-		panic(errno)
-	}
-	if pid == 0 {
-		for {
-			syscall.RawSyscall(syscall.SYS_PAUSE, 0, 0, 0)
-		}
-	}
-	fmt.Println(pid)
+	fmt.Println(fork())
 	wait()
 	memory, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	check(err)
 	check(unix.Mprotect(memory, unix.PROT_READ|unix.PROT_EXEC))
 	fmt.Println("anonymous")
 	wait()
+}
+
+// fork returns in the parent only; the child sleeps for ever.
+func fork() (pid uintptr) {
+	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		panic(errno)
+	}
+	for pid == 0 {
+		syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+	}
+	return pid
+}
+
+// forked reads the number of a child that fork made, and pins it until the test ends.
+func (p *program) forked(t *testing.T) (pidfd int) {
+	t.Helper()
+	fmt.Fprintln(p.in)
+	var pid int
+	_, err := fmt.Sscan(p.word(t), &pid)
+	check(err)
+	pidfd, err = unix.PidfdOpen(pid, 0)
+	check(err)
+	t.Cleanup(func() {
+		check(unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0))
+		unix.Close(pidfd)
+	})
+	return pidfd
 }
 
 func check(err error) {

@@ -22,7 +22,6 @@ const (
 	sensorMapCode                 = "code"
 	sensorMapDoors                = "doors"
 	sensorMapEvents               = "events"
-	sensorMapExecScratch          = "exec_scratch"
 	sensorMapExecs                = "execs"
 	sensorMapGuarded              = "guarded"
 	sensorMapHeld                 = "held"
@@ -54,7 +53,6 @@ const (
 	sensorProgOnGateRmdir         = "on_gate_rmdir"
 	sensorProgOnGetsockname       = "on_getsockname"
 	sensorProgOnIma               = "on_ima"
-	sensorProgOnImage             = "on_image"
 	sensorProgOnMmap              = "on_mmap"
 	sensorProgOnMmapLock          = "on_mmap_lock"
 	sensorProgOnMprotect          = "on_mprotect"
@@ -152,7 +150,6 @@ type sensorProgramSpecs struct {
 	OnGateRmdir         *ebpf.ProgramSpec `ebpf:"on_gate_rmdir"`
 	OnGetsockname       *ebpf.ProgramSpec `ebpf:"on_getsockname"`
 	OnIma               *ebpf.ProgramSpec `ebpf:"on_ima"`
-	OnImage             *ebpf.ProgramSpec `ebpf:"on_image"`
 	OnMmap              *ebpf.ProgramSpec `ebpf:"on_mmap"`
 	OnMmapLock          *ebpf.ProgramSpec `ebpf:"on_mmap_lock"`
 	OnMprotect          *ebpf.ProgramSpec `ebpf:"on_mprotect"`
@@ -194,26 +191,25 @@ type sensorProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorMapSpecs struct {
-	Admitted    *ebpf.MapSpec `ebpf:"admitted"`
-	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
-	Claims      *ebpf.MapSpec `ebpf:"claims"`
-	Code        *ebpf.MapSpec `ebpf:"code"`
-	Doors       *ebpf.MapSpec `ebpf:"doors"`
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	ExecScratch *ebpf.MapSpec `ebpf:"exec_scratch"`
-	Execs       *ebpf.MapSpec `ebpf:"execs"`
-	Guarded     *ebpf.MapSpec `ebpf:"guarded"`
-	Held        *ebpf.MapSpec `ebpf:"held"`
-	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
-	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
-	Looked      *ebpf.MapSpec `ebpf:"looked"`
-	Own         *ebpf.MapSpec `ebpf:"own"`
-	Owners      *ebpf.MapSpec `ebpf:"owners"`
-	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
-	Settings    *ebpf.MapSpec `ebpf:"settings"`
-	Starting    *ebpf.MapSpec `ebpf:"starting"`
-	State       *ebpf.MapSpec `ebpf:"state"`
-	Tasks       *ebpf.MapSpec `ebpf:"tasks"`
+	Admitted  *ebpf.MapSpec `ebpf:"admitted"`
+	Bindings  *ebpf.MapSpec `ebpf:"bindings"`
+	Claims    *ebpf.MapSpec `ebpf:"claims"`
+	Code      *ebpf.MapSpec `ebpf:"code"`
+	Doors     *ebpf.MapSpec `ebpf:"doors"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
+	Execs     *ebpf.MapSpec `ebpf:"execs"`
+	Guarded   *ebpf.MapSpec `ebpf:"guarded"`
+	Held      *ebpf.MapSpec `ebpf:"held"`
+	Inodes    *ebpf.MapSpec `ebpf:"inodes"`
+	Listeners *ebpf.MapSpec `ebpf:"listeners"`
+	Looked    *ebpf.MapSpec `ebpf:"looked"`
+	Own       *ebpf.MapSpec `ebpf:"own"`
+	Owners    *ebpf.MapSpec `ebpf:"owners"`
+	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
+	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Starting  *ebpf.MapSpec `ebpf:"starting"`
+	State     *ebpf.MapSpec `ebpf:"state"`
+	Tasks     *ebpf.MapSpec `ebpf:"tasks"`
 }
 
 // sensorVariableSpecs contains global variables before they are loaded into the kernel.
@@ -242,26 +238,25 @@ func (o *sensorObjects) Close() error {
 //
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorMaps struct {
-	Admitted    *ebpf.Map `ebpf:"admitted"`
-	Bindings    *ebpf.Map `ebpf:"bindings"`
-	Claims      *ebpf.Map `ebpf:"claims"`
-	Code        *ebpf.Map `ebpf:"code"`
-	Doors       *ebpf.Map `ebpf:"doors"`
-	Events      *ebpf.Map `ebpf:"events"`
-	ExecScratch *ebpf.Map `ebpf:"exec_scratch"`
-	Execs       *ebpf.Map `ebpf:"execs"`
-	Guarded     *ebpf.Map `ebpf:"guarded"`
-	Held        *ebpf.Map `ebpf:"held"`
-	Inodes      *ebpf.Map `ebpf:"inodes"`
-	Listeners   *ebpf.Map `ebpf:"listeners"`
-	Looked      *ebpf.Map `ebpf:"looked"`
-	Own         *ebpf.Map `ebpf:"own"`
-	Owners      *ebpf.Map `ebpf:"owners"`
-	Scratch     *ebpf.Map `ebpf:"scratch"`
-	Settings    *ebpf.Map `ebpf:"settings"`
-	Starting    *ebpf.Map `ebpf:"starting"`
-	State       *ebpf.Map `ebpf:"state"`
-	Tasks       *ebpf.Map `ebpf:"tasks"`
+	Admitted  *ebpf.Map `ebpf:"admitted"`
+	Bindings  *ebpf.Map `ebpf:"bindings"`
+	Claims    *ebpf.Map `ebpf:"claims"`
+	Code      *ebpf.Map `ebpf:"code"`
+	Doors     *ebpf.Map `ebpf:"doors"`
+	Events    *ebpf.Map `ebpf:"events"`
+	Execs     *ebpf.Map `ebpf:"execs"`
+	Guarded   *ebpf.Map `ebpf:"guarded"`
+	Held      *ebpf.Map `ebpf:"held"`
+	Inodes    *ebpf.Map `ebpf:"inodes"`
+	Listeners *ebpf.Map `ebpf:"listeners"`
+	Looked    *ebpf.Map `ebpf:"looked"`
+	Own       *ebpf.Map `ebpf:"own"`
+	Owners    *ebpf.Map `ebpf:"owners"`
+	Scratch   *ebpf.Map `ebpf:"scratch"`
+	Settings  *ebpf.Map `ebpf:"settings"`
+	Starting  *ebpf.Map `ebpf:"starting"`
+	State     *ebpf.Map `ebpf:"state"`
+	Tasks     *ebpf.Map `ebpf:"tasks"`
 }
 
 func (m *sensorMaps) Close() error {
@@ -272,7 +267,6 @@ func (m *sensorMaps) Close() error {
 		m.Code,
 		m.Doors,
 		m.Events,
-		m.ExecScratch,
 		m.Execs,
 		m.Guarded,
 		m.Held,
@@ -317,7 +311,6 @@ type sensorPrograms struct {
 	OnGateRmdir         *ebpf.Program `ebpf:"on_gate_rmdir"`
 	OnGetsockname       *ebpf.Program `ebpf:"on_getsockname"`
 	OnIma               *ebpf.Program `ebpf:"on_ima"`
-	OnImage             *ebpf.Program `ebpf:"on_image"`
 	OnMmap              *ebpf.Program `ebpf:"on_mmap"`
 	OnMmapLock          *ebpf.Program `ebpf:"on_mmap_lock"`
 	OnMprotect          *ebpf.Program `ebpf:"on_mprotect"`
@@ -375,7 +368,6 @@ func (p *sensorPrograms) Close() error {
 		p.OnGateRmdir,
 		p.OnGetsockname,
 		p.OnIma,
-		p.OnImage,
 		p.OnMmap,
 		p.OnMmapLock,
 		p.OnMprotect,

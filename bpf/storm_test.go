@@ -61,6 +61,7 @@ func TestExecStorm(t *testing.T) {
 	conn := accept(t, l)
 	want, err := s.Binding(conn)
 	check(err)
+	script, scriptPath := startScript(t, "wait")
 	before, err := s.counters()
 	check(err)
 	began := time.Now()
@@ -77,6 +78,7 @@ func TestExecStorm(t *testing.T) {
 		if err != nil || got.Task.Process != want.Task.Process || got.Credentials.UID != want.Credentials.UID {
 			t.Fatalf("binding %+v, %v; want %+v", got.Task, err, want.Task)
 		}
+		checkScript(t, s, script.pidfd, scriptPath)
 		p := start(t, "connect", "ASSAY_SOCKET="+path)
 		p.word(t)
 		fresh, err := s.Binding(accept(t, l))

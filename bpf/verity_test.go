@@ -33,8 +33,7 @@ func testVerity(t *testing.T, s *Sensor, image string) {
 	p := startFile(t, path, "wait")
 	defer p.stop()
 	p.word(t)
-	info, err := s.Exec(mustTask(t, s, p.pidfd).Process.ExecID)
-	check(err)
+	info := mustExec(t, s, p.pidfd)
 	on := slices.ContainsFunc(s.Hooks(), func(h Hook) bool { return h.Program == "on_verity" && h.State == HookOn })
 	if want := verityDigest(raw); on && (info.Verity == nil || *info.Verity != want) || !on && info.Verity != nil {
 		t.Errorf("fs-verity digest %v, want %v (hook on: %v)", info.Verity, want, on)

@@ -20,7 +20,7 @@ const (
 	nowSize     = 16 + credsSize
 	lookedSize  = 8 + nowSize
 	bindingSize = 1336
-	execSize    = 424
+	execSize    = 400
 	eventSize   = 72
 	stateSize   = 88
 	maxAncestor = 16

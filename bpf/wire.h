@@ -192,15 +192,15 @@ _Static_assert(sizeof(struct holders) == 40, "holders");
 /* What is known of an execve beside task_record; a zero is unknown. */
 struct exec_facts {
 	struct executable script; /* the file given to execve; T1 */
-	__u64 token;              /* of the executable's inode; T1 */
-	__u64 wgen;               /* how often that was opened for writing before; T1 */
+	__u64 script_token;       /* of its inode; T1, lsm/… only */
+	__u64 script_wgen;        /* how often that was opened for writing before */
 	__s32 ima_algorithm;      /* enum hash_algo plus one */
-	__u16 verity_algorithm;   /* struct fsverity_digest, 6.8 */
+	__u16 verity_algorithm;   /* struct fsverity_digest, 6.8; a longer digest is cut */
 	__u16 verity_size;
-	__u8 verity[64];
+	__u8 verity[32];
 	__u8 ima[32];
 };
-_Static_assert(sizeof(struct exec_facts) == 168, "exec_facts");
+_Static_assert(sizeof(struct exec_facts) == 136, "exec_facts");
 
 /* A file on its inode: see inode.bpf.h. */
 struct inode_state {
@@ -234,12 +234,13 @@ _Static_assert(sizeof(struct code_record) == 2056, "code_record");
 
 #define PATH_SIZE 256
 
-/* By exec_id, the newest only. */
+/* On a process whose image has a script or a digest. exec_id is zeroed first and written last. */
 struct exec_info {
+	__u64 exec_id;
 	struct exec_facts facts;
 	char path[PATH_SIZE]; /* given to execve, cut to fit; its length is not kept */
 };
-_Static_assert(sizeof(struct exec_info) == 424, "exec_info");
+_Static_assert(sizeof(struct exec_info) == 400, "exec_info");
 
 /* event.kind */
 #define EVENT_EXEC 1u

@@ -89,33 +89,34 @@ func TestDecodeTask(t *testing.T) {
 func sampleExec() []byte {
 	b := make([]byte, execSize)
 	e := binary.NativeEndian
-	e.PutUint64(b[48:], 7) // token
-	e.PutUint64(b[56:], 8) // wgen
-	e.PutUint32(b[64:], imaSHA256+1)
-	e.PutUint16(b[68:], veritySHA256)
-	e.PutUint16(b[70:], 32)
-	b[72], b[136] = 0xaa, 0xbb // verity, ima
-	copy(b[168:], "./a\x00rest")
+	e.PutUint64(b[0:], 6)  // exec_id
+	e.PutUint64(b[56:], 7) // script_token
+	e.PutUint64(b[64:], 8) // script_wgen
+	e.PutUint32(b[72:], imaSHA256+1)
+	e.PutUint16(b[76:], veritySHA256)
+	e.PutUint16(b[78:], 32)
+	b[80], b[112] = 0xaa, 0xbb // verity, ima
+	copy(b[144:], "./a\x00rest")
 	return b
 }
 
 func TestDecodeExec(t *testing.T) {
-	x, err := decodeExec(sampleExec())
-	if err != nil || x.Token != 7 || x.WGen != 8 || x.Path != "./a" || x.ScriptKnown || x.Verity == nil || x.Verity[0] != 0xaa || x.IMA == nil || x.IMA[0] != 0xbb {
+	x, of, err := decodeExec(sampleExec())
+	if err != nil || of != 6 || x.ScriptToken != 7 || x.ScriptWGen != 8 || x.Path != "./a" || x.ScriptKnown || x.Verity == nil || x.Verity[0] != 0xaa || x.IMA == nil || x.IMA[0] != 0xbb {
 		t.Errorf("%+v, %v", x, err)
 	}
-	for _, at := range []int{64, 68, 70} { // another algorithm, another length
+	for _, at := range []int{72, 76, 78} { // another algorithm, another length
 		b := sampleExec()
 		b[at]++
-		if y, err := decodeExec(b); err != nil || (y.IMA == nil) == (y.Verity == nil) {
+		if y, _, err := decodeExec(b); err != nil || (y.IMA == nil) == (y.Verity == nil) {
 			t.Errorf("byte %d: %+v, %v", at, y, err)
 		}
 	}
 	full := sampleExec()
-	for i := range full[168:] {
-		full[168+i] = 'x'
+	for i := range full[144:] {
+		full[144+i] = 'x'
 	}
-	if x, err := decodeExec(full); err != nil || len(x.Path) != 256 {
+	if x, _, err := decodeExec(full); err != nil || len(x.Path) != 256 {
 		t.Errorf("a path without an end: %q, %v", x.Path, err)
 	}
 }
@@ -139,7 +140,7 @@ func FuzzDecode(f *testing.F) {
 		if c, err := decodeCode(raw); err == nil && len(c.Files) > mappedFiles {
 			t.Errorf("accepted %+v", c)
 		}
-		if x, err := decodeExec(raw); err == nil && (len(x.Path) > 256 || x.ScriptKnown && x.Script.Inode == 0) {
+		if x, _, err := decodeExec(raw); err == nil && (len(x.Path) > 256 || x.ScriptKnown && x.Script.Inode == 0) {
 			t.Errorf("accepted %+v", x)
 		}
 		_, _ = decodeState(raw)

@@ -25,7 +25,7 @@ type Sensor interface {
 	process.Tasks
 	Task(pidfd int) (bpf.Task, error)
 	code.Files
-	Exec(execID uint64) (bpf.ExecInfo, error)
+	Exec(pidfd int, execID uint64) (bpf.ExecInfo, error)
 	Code(pidfd int) (bpf.Code, error)
 	Now(key selectors.ProcessKey) (bpf.Now, error)
 	CgroupPath(id uint64) (string, error)
@@ -194,9 +194,13 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 
 // execve adds what the kernel knows of the execve beside the task's record.
 func (a *Attestor) execve(p *process.Process, f *selectors.Facts) error {
-	info, err := a.sensor.Exec(f.Process.ExecID)
+	var info bpf.ExecInfo
+	err := p.Ask(func(pidfd int) (err error) {
+		info, err = a.sensor.Exec(pidfd, f.Process.ExecID)
+		return err
+	})
 	if errors.Is(err, bpf.ErrNoRecord) {
-		return nil // seeded, or too long ago
+		return nil // there is nothing, or another image: Check tells
 	} else if err != nil {
 		return err
 	}

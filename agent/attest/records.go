@@ -31,9 +31,8 @@ func execution(t *bpf.Task) selectors.Exec {
 	}
 }
 
-// script is without a token, and so without a digest, until the sensor keeps one of scripts.
 func script(x *bpf.ExecInfo) code.Script {
-	return code.Script{Path: x.Path, FSMagic: x.Script.FSMagic}
+	return code.Script{Path: x.Path, Token: x.ScriptToken, WGen: x.ScriptWGen, FSMagic: x.Script.FSMagic}
 }
 
 // mayWrite are the kinds of access after which memory can be written and T1 does not see it: its

@@ -120,7 +120,7 @@ func (p *Peers) CgroupPath(id uint64) (string, error) {
 }
 
 // Exec, Code and FileState are the sensor's to know.
-func (p *Peers) Exec(uint64) (bpf.ExecInfo, error) { return bpf.ExecInfo{}, bpf.ErrNoRecord }
+func (p *Peers) Exec(int, uint64) (bpf.ExecInfo, error) { return bpf.ExecInfo{}, bpf.ErrNoRecord }
 
 // Code is unknown.
 func (p *Peers) Code(int) (bpf.Code, error) { return bpf.Code{}, nil }

@@ -91,7 +91,7 @@ func testPeerFacts(t *testing.T, a *agent) {
 	if now, err := p.Now(c.Key()); err != nil || !now.Known || now.Credentials != c.Credentials() || now.CgroupID != c.CgroupID() {
 		t.Errorf("%+v, %v", now, err)
 	}
-	if _, err := p.Exec(c.Key().ExecID); !errors.Is(err, bpf.ErrNoRecord) {
+	if _, err := p.Exec(-1, c.Key().ExecID); !errors.Is(err, bpf.ErrNoRecord) {
 		t.Error(err)
 	}
 }
