@@ -52,6 +52,7 @@ type Config struct {
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
 	X509POP   *X509POPConfig   `hcl:"x509pop,block"`
+	DevID     *DevIDConfig     `hcl:"tpm_devid,block"`
 
 	// NodeGroups are what is demanded of nodes that attest by their TPM.
 	NodeGroups []NodeGroupConfig `hcl:"node_group,block"`
@@ -90,6 +91,7 @@ type prepared struct {
 	ekRoots                          []*x509.Certificate
 	requoteInterval                  time.Duration
 	x509pop                          *nodes.X509POP // nil without the block
+	devid                            *nodes.DevID   // nil without the block
 	etcdTLS                          *tls.Config    // nil is plain text
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/assay-id/assay/server/nodes"
@@ -51,6 +52,13 @@ type X509POPConfig struct {
 	MaxRSAKeySize    int `hcl:"max_rsa_key_size,optional"`
 }
 
+// DevIDConfig is the block `tpm_devid`: SPIRE's attestor of that name, with its keys.
+type DevIDConfig struct {
+	// DevIDCAPath and EndorsementCAPath are PEM files with the CAs of DevID and of EK certificates.
+	DevIDCAPath       string `hcl:"devid_ca_path"`
+	EndorsementCAPath string `hcl:"endorsement_ca_path"`
+}
+
 // NodeGroupConfig is a block `node_group "name"`: what is demanded of the nodes that the
 // inventory puts into the group. Nodes in none are of the group "default", if there is one.
 type NodeGroupConfig struct {
@@ -78,15 +86,15 @@ type NodeGroupConfig struct {
 }
 
 // attestorTypes are those that allow_without_evidence may name.
-var attestorTypes = []string{"tpm", "join_token", "x509pop"}
+var attestorTypes = []string{"tpm", "join_token", "x509pop", "tpm_devid"}
 
 func (p *prepared) readAttestors() error {
-	if p.TPM == nil && p.JoinToken == nil && p.X509POP == nil {
-		return errors.New("no node could attest: add a block tpm { … }, x509pop { … } or join_token { }")
+	if p.TPM == nil && p.JoinToken == nil && p.X509POP == nil && p.DevID == nil {
+		return errors.New("no node could attest: add a block tpm { … }, tpm_devid { … }, x509pop { … } or join_token { }")
 	}
 	for _, name := range p.AllowWithoutEvidence {
 		if !slices.Contains(attestorTypes, name) {
-			return fmt.Errorf("allow_without_evidence: there is no attestor type %q; the types are tpm, join_token and x509pop", name)
+			return fmt.Errorf("allow_without_evidence: there is no attestor type %q; the types are %s", name, strings.Join(attestorTypes, ", "))
 		}
 	}
 	if err := p.readTPM(); err != nil {
@@ -94,6 +102,9 @@ func (p *prepared) readAttestors() error {
 	}
 	if err := p.readX509POP(); err != nil {
 		return fmt.Errorf("block x509pop: %w", err)
+	}
+	if err := p.readDevID(); err != nil {
+		return fmt.Errorf("block tpm_devid: %w", err)
 	}
 	return nil
 }
@@ -142,20 +153,14 @@ func (p *prepared) readX509POP() error {
 		return errors.New("max_intermediates and max_rsa_key_size are not negative")
 	}
 	a := &nodes.X509POP{
-		TrustDomain: p.trustDomain, Roots: x509.NewCertPool(), Now: time.Now, Rand: rand.Reader,
+		TrustDomain: p.trustDomain, Now: time.Now, Rand: rand.Reader,
 		MaxIntermediates: orInt(c.MaxIntermediates, 4), MaxRSABits: orInt(c.MaxRSAKeySize, 8192),
 	}
-	for _, path := range paths {
-		certs, err := readCertificates(path)
-		if err != nil {
-			return fmt.Errorf("ca_bundle_path: %w", err)
-		}
-		for _, cert := range certs {
-			a.Roots.AddCert(cert)
-		}
+	var err error
+	if a.Roots, err = readPool(paths...); err != nil {
+		return fmt.Errorf("ca_bundle_path: %w", err)
 	}
 	if c.AgentPathTemplate != "" {
-		var err error
 		if a.Path, err = nodes.ParsePathTemplate(c.AgentPathTemplate); err != nil {
 			return fmt.Errorf("agent_path_template: %w", err)
 		}
@@ -164,11 +169,42 @@ func (p *prepared) readX509POP() error {
 	return nil
 }
 
+func (p *prepared) readDevID() (err error) {
+	c := p.DevID
+	if c == nil {
+		return nil
+	}
+	a := &nodes.DevID{TrustDomain: p.trustDomain, Now: time.Now, Rand: rand.Reader}
+	if a.Roots.DevID, err = readPool(c.DevIDCAPath); err != nil {
+		return fmt.Errorf("devid_ca_path: %w", err)
+	}
+	if a.Roots.EK, err = readPool(c.EndorsementCAPath); err != nil {
+		return fmt.Errorf("endorsement_ca_path: %w", err)
+	}
+	p.devid = a
+	return nil
+}
+
 func orInt(n, fallback int) int {
 	if n == 0 {
 		return fallback
 	}
 	return n
+}
+
+// readPool reads PEM files of certificates.
+func readPool(paths ...string) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	for _, path := range paths {
+		certs, err := readCertificates(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, cert := range certs {
+			pool.AddCert(cert)
+		}
+	}
+	return pool, nil
 }
 
 // readCertificates reads a PEM file of certificates.

@@ -38,6 +38,7 @@ func TestConfig(t *testing.T) {
 			c.X509POP = &server.X509POPConfig{CABundlePath: "/a", CABundlePaths: []string{"/b"}}
 		},
 		"ca_bundle_path: open /none":    func(c *server.Config) { c.X509POP = &server.X509POPConfig{CABundlePath: "/none"} },
+		"devid_ca_path: open /none":     func(c *server.Config) { c.DevID = &server.DevIDConfig{DevIDCAPath: "/none"} },
 		"kernels":                       group(server.NodeGroupConfig{Kernels: []string{"x"}}),
 		"require_pcrs: 16":              group(server.NodeGroupConfig{RequirePCRs: []int{16}}),
 		"require_pcrs needs golden":     group(server.NodeGroupConfig{RequirePCRs: []int{4}}),

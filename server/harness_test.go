@@ -39,9 +39,16 @@ import (
 	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/server"
 	"github.com/assay-id/assay/server/storetest"
+	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
-func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
+func TestMain(m *testing.M) {
+	code := storetest.Main(m)
+	if err := swtpmtest.Clean(); err != nil && code == 0 {
+		code = 1
+	}
+	os.Exit(code)
+}
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
 

@@ -171,6 +171,9 @@ func (s *Server) attestors() []nodes.Attestor {
 	if s.conf.tpm != nil {
 		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: s.conf.tpm, Now: time.Now, Rand: rand.Reader})
 	}
+	if s.conf.devid != nil {
+		as = append(as, s.conf.devid)
+	}
 	if s.conf.x509pop != nil {
 		as = append(as, s.conf.x509pop)
 	}

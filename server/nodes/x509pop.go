@@ -23,6 +23,7 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/devid"
 	"github.com/assay-id/assay/proto/x509pop"
 )
 
@@ -155,7 +156,7 @@ func (x *X509POP) agentID(leaf *x509.Certificate) (spiffeid.ID, error) {
 		path = b.String()
 	}
 	// A certificate must not become another attestor's node.
-	for _, other := range []string{tpm.AttestorType, JoinTokenType} {
+	for _, other := range []string{tpm.AttestorType, devid.Type, JoinTokenType} {
 		if path == "/"+other || strings.HasPrefix(path, "/"+other+"/") {
 			return spiffeid.ID{}, fmt.Errorf("the path %q belongs to the attestor %s; change agent_path_template", path, other)
 		}

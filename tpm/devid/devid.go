@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package devid judges SPIRE's tpm_devid attestation, the server's side of it: a node has a DevID
+// certificate (IEEE 802.1AR) whose key lives in the TPM that an EK certificate names.
+//
+//	agent                                                server
+//	Payload {DevID certificates, DevID, EK, AK, certify} ────▶ DevID chain, EK chain, AK certified the DevID key
+//	                                                     ◀──── Challenge {nonce; credential for EK and AK}
+//	Response {nonce signed by the DevID key; secret}     ────▶ possession; AK lives beside the EK
+//
+// Messages are JSON with the Go names below, as SPIRE spells them, and standard base64. There is no
+// quote: it says which machine, not what it booted. Beyond SPIRE's server this one demands that the
+// certificate is for the DevID key that was certified, and that the AK is restricted (else it could
+// sign a forged certification).
+package devid
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// Type is the attestation type in AttestAgent, in agent IDs and in selectors.
+const Type = "tpm_devid"
+
+const (
+	maxMessage   = 256 << 10 // bytes
+	maxChain     = 8         // certificates
+	maxRSABits   = 8192
+	nonceSize    = 32
+	secretSize   = sha256.Size // the digest of the EK's name algorithm
+	extensionSAN = "2.5.29.17"
+)
+
+// Payload is what the agent opens with. DevIDCert are DER certificates, the leaf first; the
+// public keys are TPMT_PUBLIC, CertifiedDevID is a TPMS_ATTEST, CertificationSignature a
+// TPMT_SIGNATURE by the AK.
+type Payload struct {
+	DevIDCert              [][]byte
+	DevIDPub               []byte
+	EKCert                 []byte
+	EKPub                  []byte
+	AKPub                  []byte
+	CertifiedDevID         []byte
+	CertificationSignature []byte
+}
+
+// Challenge asks for both proofs.
+type Challenge struct {
+	// DevID is to be signed by the DevID key, with SHA-256.
+	DevID          []byte
+	CredActivation *Credential
+}
+
+// Credential is MakeCredential's output, without the TPM2B sizes.
+type Credential struct {
+	Credential []byte
+	Secret     []byte
+}
+
+// Response answers a Challenge: a signature, and what ActivateCredential recovered.
+type Response struct {
+	DevID          []byte
+	CredActivation []byte
+}
+
+// Roots are whom the server trusts for DevID and for EK certificates.
+type Roots struct{ DevID, EK *x509.CertPool }
+
+// Session is one attestation.
+type Session struct {
+	// Leaf is the DevID certificate, Chains lead from it to a root. Proven only after Finish.
+	Leaf   *x509.Certificate
+	Chains [][]*x509.Certificate
+
+	nonce, secret []byte
+}
+
+// Begin judges the payload, which comes encoded, and returns the encoded challenge. Every error
+// is the agent's fault, except those that wrap ErrServer.
+func Begin(roots Roots, payload []byte, now time.Time, random io.Reader) (*Session, []byte, error) {
+	if roots.DevID == nil || roots.EK == nil {
+		return nil, nil, fmt.Errorf("%w: no roots are configured", ErrServer) // nil would mean the system's
+	}
+	p, err := decode[Payload](payload)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &Session{nonce: make([]byte, nonceSize), secret: make([]byte, secretSize)}
+	if err := s.judgeCertificate(roots.DevID, p.DevIDCert, now); err != nil {
+		return nil, nil, fmt.Errorf("DevID certificate: %w", err)
+	}
+	ek, err := judgeEK(roots.EK, p, now)
+	if err != nil {
+		return nil, nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	akName, err := s.judgeCertification(p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot verify that DevID is in the same TPM than AK: %w", err)
+	}
+	for _, b := range [][]byte{s.nonce, s.secret} {
+		if _, err := io.ReadFull(random, b); err != nil {
+			return nil, nil, fmt.Errorf("%w: random: %w", ErrServer, err)
+		}
+	}
+	to, err := tpm2.ImportEncapsulationKey(ek)
+	if err != nil {
+		return nil, nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	blob, encrypted, err := tpm2.CreateCredential(random, to, akName, s.secret)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: making a credential: %w", ErrServer, err)
+	}
+	data, err := json.Marshal(Challenge{s.nonce, &Credential{blob, encrypted}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrServer, err)
+	}
+	return s, data, nil
+}
+
+// ErrServer is wrapped by errors that are not the agent's fault.
+var ErrServer = errors.New("the server can not judge")
+
+// Finish judges the encoded response. A session serves once.
+func (s *Session) Finish(response []byte) error {
+	r, err := decode[Response](response)
+	if err != nil {
+		return err
+	}
+	nonce, secret := s.nonce, s.secret
+	s.nonce, s.secret = nil, nil
+	if len(nonce) == 0 {
+		return errors.New("the challenge was answered before")
+	}
+	algorithm := x509.ECDSAWithSHA256
+	if _, ok := s.Leaf.PublicKey.(*rsa.PublicKey); ok {
+		algorithm = x509.SHA256WithRSA
+	}
+	if err := s.Leaf.CheckSignature(algorithm, nonce, r.DevID); err != nil {
+		return fmt.Errorf("devID challenge verification failed: %w", err)
+	}
+	if subtle.ConstantTimeCompare(secret, r.CredActivation) != 1 {
+		return errors.New("credential activation failed: the AK does not live in the TPM of the EK")
+	}
+	return nil
+}
+
+func decode[M Payload | Response](data []byte) (m M, err error) {
+	if len(data) > maxMessage {
+		return m, fmt.Errorf("%d bytes are over the limit of %d", len(data), maxMessage)
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, fmt.Errorf("unable to unmarshal: %w", err)
+	}
+	return m, nil
+}
+
+func (s *Session) judgeCertificate(roots *x509.CertPool, chain [][]byte, now time.Time) error {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return fmt.Errorf("the chain has %d certificates, not 1 to %d", len(chain), maxChain)
+	}
+	intermediates := x509.NewCertPool()
+	for i, der := range chain {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
+			return fmt.Errorf("its RSA key has %d bits, more than %d", key.N.BitLen(), maxRSABits)
+		}
+		if i == 0 {
+			s.Leaf = cert
+		} else {
+			intermediates.AddCert(cert)
+		}
+	}
+	var err error
+	s.Chains, err = s.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err
+}
+
+// judgeEK checks that the EK is the one of a certificate under the roots: the default RSA key of
+// the TCG EK Credential Profile, as SPIRE's agents use.
+func judgeEK(roots *x509.CertPool, p Payload, now time.Time) (*tpm2.TPMTPublic, error) {
+	ek, err := parse[tpm2.TPMTPublic](p.EKPub)
+	if err != nil {
+		return nil, err
+	}
+	template := tpm2.RSAEKTemplate
+	template.Unique = ek.Unique
+	if ek.Type != tpm2.TPMAlgRSA || !bytes.Equal(tpm2.Marshal(template), tpm2.Marshal(*ek)) {
+		return nil, errors.New("it is not a default RSA EK of the TCG EK Credential Profile")
+	}
+	cert, err := x509.ParseCertificate(p.EKCert)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameKey(cert.PublicKey, ek); err != nil {
+		return nil, fmt.Errorf("public key in EK certificate differs from public key created via EK template: %w", err)
+	}
+	// The critical subject alternative name holds a directory name only, which crypto/x509 leaves.
+	cert.UnhandledCriticalExtensions = slices.DeleteFunc(cert.UnhandledCriticalExtensions, func(id asn1.ObjectIdentifier) bool { return id.String() == extensionSAN })
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return ek, err
+}
+
+// judgeCertification checks that the AK, whose name it returns, certified the key of the DevID
+// certificate. That the AK is in a TPM is for the credential to show.
+func (s *Session) judgeCertification(p Payload) (akName []byte, err error) {
+	ak, err := parse[tpm2.TPMTPublic](p.AKPub)
+	if err != nil {
+		return nil, fmt.Errorf("AK: %w", err)
+	}
+	key, err := parse[tpm2.TPMTPublic](p.DevIDPub)
+	if err != nil {
+		return nil, fmt.Errorf("DevID key: %w", err)
+	}
+	if err := sameKey(s.Leaf.PublicKey, key); err != nil {
+		return nil, fmt.Errorf("the DevID certificate is for another key than the DevID key: %w", err)
+	}
+	if a := ak.ObjectAttributes; !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.Restricted || !a.SignEncrypt || a.Decrypt {
+		return nil, errors.New("the AK is not a restricted signing key that was made in its TPM and can not leave it")
+	}
+	if a := key.ObjectAttributes; !a.FixedTPM || !a.FixedParent || !a.SignEncrypt {
+		return nil, errors.New("the DevID key is not a signing key that can not leave its TPM")
+	}
+	attest, err := checkAttest(ak, p.CertifiedDevID, p.CertificationSignature)
+	if err != nil {
+		return nil, err
+	}
+	info, err := attest.Attested.Certify()
+	if err != nil {
+		return nil, err
+	}
+	name, err := tpm2.ObjectName(key)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(name.Buffer, info.Name.Buffer) {
+		return nil, errors.New("the certification is about another key than the DevID key")
+	}
+	own, err := tpm2.ObjectName(ak)
+	if err != nil {
+		return nil, err
+	}
+	return own.Buffer, nil
+}
+
+// checkAttest checks the AK's signature, RSASSA with SHA-256, on a certification.
+func checkAttest(ak *tpm2.TPMTPublic, data, signature []byte) (*tpm2.TPMSAttest, error) {
+	public, err := tpm2.Pub(*ak)
+	if err != nil {
+		return nil, fmt.Errorf("AK: %w", err)
+	}
+	key, ok := public.(*rsa.PublicKey)
+	if !ok || key.N.BitLen() > maxRSABits {
+		return nil, errors.New("the AK is not an RSA key")
+	}
+	sig, err := parse[tpm2.TPMTSignature](signature)
+	if err != nil {
+		return nil, fmt.Errorf("signature: %w", err)
+	}
+	s, err := sig.Signature.RSASSA()
+	if err != nil || sig.SigAlg != tpm2.TPMAlgRSASSA || s.Hash != tpm2.TPMAlgSHA256 {
+		return nil, errors.New("the signature is not RSASSA with SHA-256")
+	}
+	digest := sha256.Sum256(data)
+	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], s.Sig.Buffer); err != nil {
+		return nil, errors.New("the AK did not sign the certification")
+	}
+	attest, err := parse[tpm2.TPMSAttest](data)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("certification: %w", err)
+	case attest.Magic != tpm2.TPMGeneratedValue || attest.Type != tpm2.TPMSTAttestCertify:
+		return nil, errors.New("what the AK signed is not a TPM's certification")
+	}
+	return attest, nil
+}
+
+// parse reads a TPM structure and refuses bytes that do not come out the same again.
+func parse[T tpm2.Marshallable, P interface {
+	*T
+	tpm2.Unmarshallable
+}](data []byte) (*T, error) {
+	t, err := tpm2.Unmarshal[T, P](data)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(tpm2.Marshal(*t), data) {
+		return nil, errors.New("not in canonical form")
+	}
+	return t, nil
+}
+
+// sameKey returns nil if both are the same RSA or ECDSA key.
+func sameKey(certified crypto.PublicKey, public *tpm2.TPMTPublic) error {
+	key, err := tpm2.Pub(*public)
+	if err != nil {
+		return err
+	}
+	same := false
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		same = k.Equal(certified)
+	case *ecdsa.PublicKey:
+		same = k.Equal(certified)
+	}
+	if !same {
+		return errors.New("the keys are not the same")
+	}
+	return nil
+}
