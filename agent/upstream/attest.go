@@ -22,10 +22,8 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/tpm"
 )
@@ -112,26 +110,6 @@ func channelBinding(ctx context.Context) []byte {
 	return nil
 }
 
-// bannedText is how SPIRE's servers tell an agent that it is banned: without details.
-const bannedText = "failed to attest: agent is banned"
-
-// admission tells a verdict on this node, which attested by the given type, from a fault that
-// may pass.
-func admission(attestor string, err error) error {
-	switch code := status.Code(err); code {
-	case codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition:
-		text := status.Convert(err).Message()
-		if text == bannedText {
-			return ErrBanned
-		}
-		if code == codes.InvalidArgument && attestor == (JoinToken{}).Type() {
-			text += "; a token works once and for a limited time, make a new one with `assay token create`"
-		}
-		return fmt.Errorf("%w: %s", ErrNotAdmitted, text)
-	}
-	return fmt.Errorf("attest: %w", err)
-}
-
 func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn) (*node, error) {
 	csr, err := nodeCSR(n.svid.PrivateKey)
 	if err != nil {
@@ -158,33 +136,13 @@ func (c *Client) postStatus(ctx context.Context, n *node, conn *grpc.ClientConn)
 	defer cancel()
 	serial, _ := n.bundle.SequenceNumber() // 0 if it has none
 	_, err := agentv1.NewAgentClient(conn).PostStatus(ctx, &agentv1.PostStatusRequest{CurrentBundleSerial: serial, AgentVersion: c.cfg.Version})
-	if err = verdict(err); errors.Is(err, ErrBanned) || errors.Is(err, errReattest) {
-		return err
+	if v := verdict(err); v != err {
+		return v
 	}
 	if err != nil {
 		c.cfg.Logger.Debug("the server did not take the agent's version", "error", err)
 	}
 	return nil
-}
-
-// verdict reads PermissionDeniedDetails out of a denial (spire.api.types).
-func verdict(err error) error {
-	st := status.Convert(err)
-	if st.Code() != codes.PermissionDenied {
-		return err
-	}
-	for _, d := range st.Details() {
-		if d, ok := d.(*types.PermissionDeniedDetails); ok {
-			switch d.Reason {
-			case types.PermissionDeniedDetails_AGENT_BANNED:
-				return ErrBanned
-			case types.PermissionDeniedDetails_AGENT_EXPIRED, types.PermissionDeniedDetails_AGENT_NOT_ATTESTED,
-				types.PermissionDeniedDetails_AGENT_NOT_ACTIVE, types.PermissionDeniedDetails_AGENT_MUST_REATTEST:
-				return fmt.Errorf("%w (%s)", errReattest, d.Reason)
-			}
-		}
-	}
-	return err
 }
 
 // serverTLS authenticates the server as the trust domain's /spire/server, by the bundle we

@@ -21,6 +21,17 @@ import (
 // the node: at about 400 bytes each, room for 600,000.
 const maxFeedMessage = 256 << 20
 
+// follow keeps the sink up to date until that breaks: by the feed, or by polling a server of SPIRE's.
+func (c *Client) follow(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
+	err := c.watch(ctx, conn, back)
+	if status.Code(err) != codes.Unimplemented {
+		return err
+	}
+	c.spire.Store(true)
+	c.cfg.Logger.Info("the server has SPIRE's services only: entries are polled, and it signs without evidence", "every", pollInterval)
+	return c.poll(ctx, conn, back)
+}
+
 // watch follows the feed into the sink until it breaks.
 func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
 	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, &nodepb.WatchRequest{}, grpc.MaxCallRecvMsgSize(maxFeedMessage))
@@ -86,15 +97,23 @@ func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr [
 	}
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
+	if c.spire.Load() {
+		return signBySPIRE(ctx, conn, entry.ID, csr)
+	}
 	resp, err := nodepb.NewNodeClient(conn).SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{
 		EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: factsProto(facts),
 	})
-	switch status.Code(err) {
-	case codes.OK:
-	case codes.NotFound, codes.FailedPrecondition, codes.InvalidArgument, codes.PermissionDenied:
-		return nil, &Refusal{status.Convert(err).Message()}
-	default:
-		return nil, fmt.Errorf("ask the server to sign: %w", err)
+	if err != nil {
+		return nil, signingError(err)
 	}
 	return parseChain(resp.GetSvid().GetCertChain())
+}
+
+// signingError tells a verdict of the server from a fault.
+func signingError(err error) error {
+	switch status.Code(err) {
+	case codes.NotFound, codes.FailedPrecondition, codes.InvalidArgument, codes.PermissionDenied:
+		return &Refusal{status.Convert(err).Message()}
+	}
+	return fmt.Errorf("ask the server to sign: %w", err)
 }

@@ -73,13 +73,18 @@ func (t *TPM) Answer(_ context.Context, challenge, binding []byte) ([]byte, erro
 	return tpm.Encode(evidence)
 }
 
-// Requote answers a question of the server about the machine as it is now.
-func (t *TPM) Requote(_ context.Context, question, binding []byte, history tpm.History) ([]byte, error) {
+// Requote answers a question of the server about the machine as it is now. key is that of the
+// node's SVID: the newest one, or the one before when an attestation since then failed.
+func (t *TPM) Requote(_ context.Context, key crypto.Signer, question, binding []byte, history tpm.History) ([]byte, error) {
+	own, ok := key.(*device.Key)
+	if !ok {
+		return nil, fmt.Errorf("a %T is no key of a TPM", key)
+	}
 	q, err := tpm.Decode[tpm.Question](question)
 	if err != nil {
 		return nil, err
 	}
-	a, err := t.Device.Requote(t.key, q, binding, history)
+	a, err := t.Device.Requote(own, q, binding, history)
 	if err != nil {
 		return nil, err
 	}

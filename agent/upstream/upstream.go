@@ -5,7 +5,8 @@
 // workload keys signed on evidence.
 //
 //	attest   no client certificate   Agent.AttestAgent, then Bundle.GetBundle on the same connection
-//	then     mTLS, the node's key    Node.Watch (one stream), Node.SignX509SVID
+//	then     mTLS, the node's key    Node.Watch (one stream), Node.SignX509SVID; with a TPM Node.Requote
+//	         a server of SPIRE's     Entry.GetAuthorizedEntries and Bundle.GetBundle in turn, SVID.BatchNewX509SVID
 //	renew    reattestable: attest again (for a TPM: a fresh quote). Otherwise Agent.RenewAgent
 //
 // Protobuf types do not leave this package.
@@ -25,6 +26,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/assay-id/assay/selectors"
@@ -59,6 +61,8 @@ type Config struct {
 	// whatever answers, once (insecure_bootstrap).
 	Bootstrap *spiffebundle.Bundle
 	Attestor  Attestor
+	// History is anchored in each quote of a Requoter; nil is an empty one.
+	History History
 	// Version is the agent's, for the server's list of nodes.
 	Version string
 	// DataDir holds agent.json: the node's SVID and the bundle, between runs.
@@ -77,6 +81,8 @@ type Client struct {
 	conn *grpc.ClientConn // mTLS, of node
 
 	connected atomic.Bool
+	spire     atomic.Bool // conn's server has SPIRE's services only
+	returns   bool        // the node was admitted in this run and can attest again; Run's own
 }
 
 // node is the agent's own identity.
@@ -85,12 +91,6 @@ type node struct {
 	bundle       *spiffebundle.Bundle
 	reattestable bool
 }
-
-// ErrBanned ends Run: an operator banned this node.
-var ErrBanned = errors.New("this node was banned by the server; an operator can let it back with `assay node evict`, after which it attests anew")
-
-// ErrNotAdmitted ends Run: the server judged the node's proof and said no.
-var ErrNotAdmitted = errors.New("the server did not admit this node")
 
 // New returns a Client that has not connected yet. Sink may be set later by SetSink.
 func New(cfg Config) *Client { return &Client{cfg: cfg} }
@@ -115,31 +115,44 @@ func (c *Client) Identity() (id spiffeid.ID, notAfter time.Time, ok bool) {
 // would not cure (ErrBanned, ErrNotAdmitted).
 func (c *Client) Run(ctx context.Context) error {
 	c.load()
-	back := backoff{}
+	faults := backoff{first: 250 * time.Millisecond, most: 10 * time.Second}
+	again := backoff{most: 10 * time.Second}
+	out := newOutside()
 	for ctx.Err() == nil {
-		err := c.session(ctx, &back)
-		c.connected.Store(false)
+		began := c.cfg.Now()
+		err := c.session(ctx, &faults)
+		if c.connected.Swap(false) {
+			out.told = ""
+		}
+		if c.cfg.Now().Sub(began) > calm {
+			again.reset()
+			out.back.reset()
+		}
+		var s *standingError
+		var d time.Duration
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, ErrBanned), errors.Is(err, ErrNotAdmitted):
+		case errors.Is(err, ErrBanned), errors.Is(err, ErrNotAdmitted) && !c.returns:
 			c.forget()
 			return err
+		case errors.As(err, &s), errors.Is(err, ErrNotAdmitted):
+			d = c.refused(&out, err)
 		case errors.Is(err, errReattest):
-			c.cfg.Logger.Info("attesting again", "reason", err)
+			d = again.next()
+			c.cfg.Logger.Info("attesting again", "reason", err, "in", d.Round(time.Millisecond))
 			c.forget()
-			continue
 		case err != nil:
-			d := back.next()
+			d = faults.next()
 			c.cfg.Logger.Warn("no conversation with the server, trying again; workloads keep the SVIDs they have", "in", d.Round(time.Millisecond), "error", err)
-			sleep(ctx, d)
 		}
+		sleep(ctx, d)
 	}
 	return nil
 }
 
-// session attests if need be, then follows the feed until it breaks or the node's SVID is
-// due for renewal. A nil error means: go on with a new connection.
+// session attests if need be, then follows the feed and answers the server's questions until
+// either breaks or the node's SVID is due for renewal. A nil error means: go on with a new connection.
 func (c *Client) session(ctx context.Context, back *backoff) error {
 	n, err := c.identity(ctx)
 	if err != nil {
@@ -149,7 +162,7 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 	if err != nil {
 		return err
 	}
-	c.setConn(n, conn)
+	c.setConn(conn)
 	if err := c.postStatus(ctx, n, conn); err != nil {
 		return err
 	}
@@ -158,22 +171,24 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 	leaf := n.svid.Certificates[0]
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	due := leaf.NotBefore.Add(life/2 - time.Duration(rand.Int64N(int64(life/10)+1)))
-	watchCtx, cancel := context.WithCancelCause(ctx)
+	untilDue, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(max(due.Sub(c.cfg.Now()), 0), func() { cancel(errRenewalDue) })
 	defer timer.Stop()
 
-	err = c.watch(watchCtx, conn, back)
-	if errors.Is(context.Cause(watchCtx), errRenewalDue) {
+	group, streams := errgroup.WithContext(untilDue)
+	group.Go(func() error { return c.follow(streams, conn, back) })
+	if r, ok := c.cfg.Attestor.(Requoter); ok {
+		group.Go(func() error { return c.requote(streams, n, conn, r) })
+	}
+	err = group.Wait()
+	if errors.Is(context.Cause(untilDue), errRenewalDue) {
 		return c.renew(ctx, n, conn)
 	}
 	return err
 }
 
-var (
-	errRenewalDue = errors.New("the node's SVID is due for renewal")
-	errReattest   = errors.New("the server asks for a new attestation")
-)
+var errRenewalDue = errors.New("the node's SVID is due for renewal")
 
 // identity returns the node's identity, attesting when there is none that is valid.
 func (c *Client) identity(ctx context.Context) (*node, error) {
@@ -209,6 +224,7 @@ func (c *Client) adopt(n *node) error {
 	c.mu.Lock()
 	c.node = n
 	c.mu.Unlock()
+	c.returns = n.reattestable
 	c.cfg.Logger.Info("node has an identity", "spiffe_id", n.svid.ID, "valid_until", n.svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339))
 	return c.save(n)
 }
@@ -222,14 +238,15 @@ func (c *Client) forget() {
 	if n != nil {
 		c.bootstrapAlso(n.bundle.Clone())
 	}
-	c.setConn(nil, nil)
+	c.setConn(nil)
 	c.unsave()
 }
 
-func (c *Client) setConn(n *node, conn *grpc.ClientConn) {
+func (c *Client) setConn(conn *grpc.ClientConn) {
 	c.mu.Lock()
 	old := c.conn
 	c.conn = conn
+	c.spire.Store(false) // until it shows
 	c.mu.Unlock()
 	if old != nil {
 		// Signing calls under way on the old connection get a moment to end.
@@ -237,17 +254,24 @@ func (c *Client) setConn(n *node, conn *grpc.ClientConn) {
 	}
 }
 
-// backoff grows from a quarter of a second to ten seconds, with jitter.
-type backoff struct{ d time.Duration }
+// backoff grows from first to most, with jitter. Without first, the first step is no time.
+type backoff struct{ first, most, d time.Duration }
 
 func (b *backoff) next() time.Duration {
-	b.d = min(max(b.d*8/5, 250*time.Millisecond), 10*time.Second)
-	return b.d*9/10 + time.Duration(rand.Int64N(int64(b.d)/5))
+	d := b.d
+	if d == 0 {
+		d = b.first
+	}
+	b.d = min(max(d*8/5, 250*time.Millisecond), b.most)
+	return d*9/10 + time.Duration(rand.Int64N(int64(d)/5+1))
 }
 
 func (b *backoff) reset() { b.d = 0 }
 
 func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):
