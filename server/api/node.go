@@ -78,7 +78,7 @@ func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func(
 			case <-changed:
 			case <-expired.C:
 			case <-s.watchers.stopped:
-				cancel(status.Error(codes.Aborted, "the server is stopping; call again"))
+				cancel(status.Error(codes.Unavailable, "the server is stopping; call again"))
 				return
 			}
 		}
