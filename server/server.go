@@ -169,7 +169,9 @@ func (s *Server) claimStore(ctx context.Context) error {
 func (s *Server) attestors() []nodes.Attestor {
 	var as []nodes.Attestor
 	if s.conf.tpm != nil {
-		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: s.conf.tpm, Now: time.Now, Rand: rand.Reader})
+		policy := *s.conf.tpm
+		policy.Inventory, policy.Pending = s.devices, s.conf.TPM.Pending
+		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Now: time.Now, Rand: rand.Reader})
 	}
 	if s.conf.devid != nil {
 		as = append(as, s.conf.devid)

@@ -21,10 +21,10 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/proto/x509pop"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/devid"
-	"github.com/assay-id/assay/proto/x509pop"
 )
 
 // X509POP admits agents by a certificate and its key, as SPIRE's x509pop does (mode external_pki):

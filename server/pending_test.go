@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"strings"
+	"testing"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	nodev1 "github.com/assay-id/assay/proto/node"
+	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
+	"github.com/assay-id/assay/server"
+	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/device"
+	"github.com/assay-id/assay/tpm/swtpmtest"
+)
+
+// attestTPM attests by a TPM as our agent does.
+func attestTPM(t *testing.T, c *clients, d *device.Device) (*agentv1.AttestAgentResponse_Result, error) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var unique [32]byte
+	_, err := rand.Read(unique[:])
+	must(err)
+	key, err := d.NewKey(unique)
+	must(err)
+	hello, err := d.Hello(key)
+	must(err)
+	payload, err := tpm.Encode(hello)
+	must(err)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, crypto.Signer(key))
+	must(err)
+	stream, err := c.agent.AttestAgent(t.Context())
+	must(err)
+	must(stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+		Data: &types.AttestationData{Type: "tpm", Payload: payload}, Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+	}}}))
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	question, err := tpm.Decode[tpm.Challenge](resp.GetChallenge())
+	must(err)
+	p, _ := peer.FromContext(stream.Context())
+	state := p.AuthInfo.(credentials.TLSInfo).State
+	binding, err := state.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32)
+	must(err)
+	evidence, err := d.Answer(key, question, binding)
+	must(err)
+	answer, err := tpm.Encode(evidence)
+	must(err)
+	must(stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}}))
+	if resp, err = stream.Recv(); err != nil {
+		return nil, err
+	}
+	return resp.GetResult(), nil
+}
+
+// TestPending: a TPM that nobody vouches for waits for an operator where the door is open, and is
+// refused where it is not. What is in the inventory is let in.
+func TestPending(t *testing.T) {
+	p := swtpmtest.New(t)
+	d, err := device.Open(t.Context(), device.Config{Path: p.Path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	closed := start(t, func(c *server.Config) { c.TPM = &server.TPMConfig{} })
+	_, err = attestTPM(t, closed.dial(nil), d)
+	wantCode(t, "the closed door", err, codes.PermissionDenied)
+	if nodes, err := closed.admin.nodes.ListNodes(t.Context(), &adminv1.ListNodesRequest{}); err != nil || len(nodes.Nodes) != 0 {
+		t.Errorf("a refused node is kept: %v, %v", nodes, err)
+	}
+
+	e := start(t, func(c *server.Config) { c.TPM = &server.TPMConfig{Pending: true} })
+	_, err = attestTPM(t, e.dial(nil), d)
+	wantCode(t, "the pending door", err, codes.PermissionDenied)
+	list, lerr := e.admin.nodes.ListNodes(t.Context(), &adminv1.ListNodesRequest{State: "pending"})
+	if lerr != nil || len(list.Nodes) != 1 {
+		t.Fatalf("pending nodes: %v, %v", list, lerr)
+	}
+	id := list.Nodes[0].SpiffeId
+	if !strings.Contains(status.Convert(err).Message(), "assay node approve "+id) {
+		t.Errorf("text %q", err)
+	}
+	var detail *nodev1.Standing
+	for _, x := range status.Convert(err).Details() {
+		detail, _ = x.(*nodev1.Standing)
+	}
+	if detail.GetState() != "pending" || detail.GetReason() == "" {
+		t.Errorf("detail %v", detail)
+	}
+	if _, err := e.admin.nodes.Approve(t.Context(), &adminv1.ApproveRequest{SpiffeId: id}); err != nil {
+		t.Fatal(err)
+	}
+	res, err := attestTPM(t, e.dial(nil), d)
+	if err != nil || idText(res.Svid.Id) != id {
+		t.Fatalf("after the approval: %v, %v", res, err)
+	}
+	n, err := e.admin.nodes.GetNode(t.Context(), &adminv1.GetNodeRequest{SpiffeId: id})
+	if err != nil || n.Standing.State != "admitted" || n.Device == nil || len(n.Checks) == 0 || len(n.History) != 1 {
+		t.Errorf("%v, %v", n, err)
+	}
+	if _, err := e.admin.nodes.RemoveInventory(t.Context(), &adminv1.RemoveInventoryRequest{EkHashes: []string{n.Device.EkHash}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = attestTPM(t, e.dial(nil), d)
+	wantCode(t, "out of the inventory", err, codes.PermissionDenied)
+	if n.Device.EkHash != strings.TrimPrefix(id, "spiffe://example.org/spire/agent/tpm/") {
+		t.Errorf("device %v of %s", n.Device, id)
+	}
+}
