@@ -25,8 +25,8 @@ type Attestation struct {
 	// Pending, unless empty, says in one sentence why an operator has to approve the agent first
 	// (Registry.Hold).
 	Pending string
-	// TPM is the verdict behind a TPM attestation; nil otherwise.
-	TPM *verify.Verdict
+	// TPM is what a TPM attestation showed of the machine; nil otherwise.
+	TPM *TPMState
 }
 
 // Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its

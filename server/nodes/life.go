@@ -38,7 +38,7 @@ func (r *Registry) Attested(ctx context.Context, a Attestation, serial string, n
 
 // attested notes what an attestation showed.
 func (n *Node) attested(a Attestation, now time.Time) {
-	n.Selectors, n.Checks, n.CanReattest, n.AttestedAt = a.Selectors, a.Checks, a.CanReattest, now
+	n.Selectors, n.Checks, n.CanReattest, n.AttestedAt, n.TPM = a.Selectors, a.Checks, a.CanReattest, now, a.TPM
 }
 
 // Admissible returns the *DeniedError for an agent that attested and that Attested would refuse,

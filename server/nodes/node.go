@@ -89,6 +89,8 @@ type Node struct {
 	// CreatedAt is when the agent was first seen, AttestedAt when it last attested.
 	CreatedAt  time.Time `json:"created_at"`
 	AttestedAt time.Time `json:"attested_at"`
+	// TPM is what is known of the machine from its TPM; nil if it attested otherwise.
+	TPM *TPMState `json:"tpm,omitempty"`
 }
 
 // enter gives the node a new standing.

@@ -117,6 +117,7 @@ func (r *Registry) Readmit(ctx context.Context, id spiffeid.ID, by string) error
 		case StateSuspended:
 			if n.CanReattest {
 				n.noSVID()
+				n.TPM = nil // its counters may start anew: the TPM was cleared
 			}
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -21,69 +22,105 @@ import (
 type TPM struct {
 	TrustDomain spiffeid.TrustDomain
 	Policy      *verify.Policy
-	Now         func() time.Time
-	Rand        io.Reader // crypto/rand.Reader
+	// Rules are what the machines must have booted and run; nil is no rules.
+	Rules *Rules
+	// Continuous watches the machines afterwards, and knows which TPMs are spoken for now. Nil: nobody does.
+	Continuous *Continuous
+	Now        func() time.Time
+	Rand       io.Reader // crypto/rand.Reader
 }
 
 // Type returns "tpm".
 func (t *TPM) Type() string { return tpm.AttestorType }
 
-// Attest runs one attestation: payload is a Hello, the answer to the challenge is Evidence.
+// Attest runs one attestation: payload is a Hello, the answer to the challenge is Evidence; further
+// challenges ask for more of the IMA log.
 func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
 	hello, err := tpm.Decode[tpm.Hello](payload)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
+		return Attestation{}, malformed(err)
 	}
 	session, question, err := verify.Begin(t.Policy, hello, t.Now(), t.Rand)
 	if err != nil {
 		return Attestation{}, judged(err)
 	}
-	data, err := tpm.Encode(question)
-	if err != nil {
-		return Attestation{}, judged(err)
-	}
-	answer, err := challenge(ctx, data)
+	evidence, err := exchange[tpm.Challenge, tpm.Evidence](ctx, question, challenge)
 	if err != nil {
 		return Attestation{}, err
 	}
-	evidence, err := tpm.Decode[tpm.Evidence](answer)
-	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
-	}
-	verdict, err := session.Finish(verify.Proof{Evidence: evidence, CSRKey: csrKey, Binding: binding, More: more(ctx, challenge)}, t.Now())
-	if err != nil {
+	var lost error
+	verdict, err := session.Finish(verify.Proof{Evidence: evidence, CSRKey: csrKey, Binding: binding, More: func(m tpm.More) (c tpm.Continuation, err error) {
+		c, lost = exchange[tpm.More, tpm.Continuation](ctx, m, challenge)
+		return c, lost
+	}}, t.Now())
+	switch {
+	case lost != nil:
+		return Attestation{}, lost
+	case err != nil:
 		return Attestation{}, judged(err)
 	}
 	id, err := spiffeid.FromSegments(t.TrustDomain, "spire", "agent", tpm.AttestorType, verdict.Facts.EKHash.String())
 	if err != nil {
 		return Attestation{}, judged(err)
 	}
-	return Attestation{
-		ID: id, Type: tpm.AttestorType, Selectors: selectors.DeriveNode(&verdict.Facts), CanReattest: true,
-		Checks: verdict.Checks, TPM: &verdict,
-	}, nil
+	return t.admit(ctx, id, &verdict)
 }
 
-// more asks for the rest of the IMA log as one challenge after the other.
-func more(ctx context.Context, challenge func(context.Context, []byte) ([]byte, error)) func(tpm.More) (tpm.Continuation, error) {
-	return func(m tpm.More) (tpm.Continuation, error) {
-		question, err := tpm.Encode(m)
-		if err != nil {
-			return tpm.Continuation{}, err
-		}
-		answer, err := challenge(ctx, question)
-		if err != nil {
-			return tpm.Continuation{}, err
-		}
-		return tpm.Decode[tpm.Continuation](answer)
+// admit holds a machine that proved itself against the rules and against what is known of it.
+func (t *TPM) admit(ctx context.Context, id spiffeid.ID, v *verify.Verdict) (Attestation, error) {
+	a := Attestation{ID: id, Type: tpm.AttestorType, CanReattest: true, Checks: v.Checks, Pending: v.Unvouched}
+	state, err := newTPMState(v, t.Now())
+	if err != nil {
+		return Attestation{}, judged(err)
 	}
+	if a.Pending == "" {
+		findings, err := t.Rules.judge(state, v)
+		if err != nil {
+			return Attestation{}, judged(err)
+		}
+		// A clone is told from a machine that breaks rules: nothing else about it can be relied on.
+		if err := t.Continuous.notCloned(ctx, id, state); err != nil {
+			return Attestation{}, err
+		}
+		if len(findings) > 0 {
+			return Attestation{}, t.Continuous.refuse(ctx, id, findings)
+		}
+	}
+	a.Selectors, a.TPM = selectors.DeriveNode(&state.Facts), state
+	return a, nil
 }
 
-// judged gives an error of this package's parts its fault. Errors of the stream have one already.
+// exchange sends a message as a challenge and reads the answer.
+func exchange[Q, A tpm.Message](ctx context.Context, question Q, challenge func(context.Context, []byte) ([]byte, error)) (A, error) {
+	var none A
+	data, err := tpm.Encode(question)
+	if err != nil {
+		return none, judged(err)
+	}
+	answer, err := challenge(ctx, data)
+	if err != nil {
+		return none, err
+	}
+	a, err := tpm.Decode[A](answer)
+	if err != nil {
+		return none, malformed(err)
+	}
+	return a, nil
+}
+
+func malformed(err error) error {
+	return &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
+}
+
 func judged(err error) error {
 	fault := FaultServer
 	if _, ok := errors.AsType[*verify.Refusal](err); ok {
 		fault = FaultRefused
 	}
 	return &AttestError{Fault: fault, Text: "failed to attest", Err: err}
+}
+
+// breaks is the refusal of a machine that breaks rules.
+func breaks(findings fmt.Stringer) error {
+	return &AttestError{Fault: FaultRefused, Text: "failed to attest: the machine breaks the rules of its group:\n" + findings.String()}
 }

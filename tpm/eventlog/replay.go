@@ -127,6 +127,21 @@ var tails = map[int][]chain{
 	11: subsequences("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"),
 }
 
+// Phases returns the words of systemd-pcrphase with which PCR 11 moved from one value to another, if
+// it did so by nothing else.
+func Phases(from, to Digest) (words []string, ok bool) {
+	for _, c := range tails[11] {
+		if c.replay(from) != to {
+			continue
+		}
+		for _, e := range c {
+			words = append(words, string(e.Data))
+		}
+		return words, true
+	}
+	return nil, false
+}
+
 func texts(words ...string) chain {
 	var c chain
 	for _, w := range words {

@@ -8,6 +8,7 @@
 package policy
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,8 +27,10 @@ type Group struct {
 	RequirePCRs []int
 	// SecureBoot must be enabled, with shim's checks on.
 	SecureBoot bool
-	// DBX must hold all signatures of these variables' data: what was revoked then is revoked.
-	DBX []eventlog.Variable
+	// DBX are hashes of images that the machine's dbx must hold.
+	DBX []selectors.Digest
+	// DBXOf are dbx of other machines: what they revoke must be revoked.
+	DBXOf []eventlog.Variable
 	// Kernels, Initrds and Applications are digests of which the machine's must be one. A kernel counts by
 	// its file (GRUB) or by its Authenticode digest; of the applications started, all must be listed.
 	Kernels, Initrds, Applications []selectors.Digest
@@ -36,9 +39,10 @@ type Group struct {
 	CommandLines, Arguments []string
 	// Authorities are the certificates that may vouch for what is started; a machine may use fewer.
 	Authorities []selectors.Digest
-	// Lockdown: the kernel must be locked down. That is proven by a kernel of Kernels which an operator
-	// knows to do so under Secure Boot, or by its argument lockdown=.
-	Lockdown bool
+	// Lockdown is the least level of the kernel's lockdown, "integrity" or "confidentiality". It is proven
+	// by the argument lockdown=, or, for integrity, by Secure Boot with a kernel of Kernels: list there
+	// only kernels that lock themselves down then.
+	Lockdown string
 	// FirmwareMin is the lowest version of the TPM's firmware.
 	FirmwareMin uint64
 	// Manufacturers are those of TPMs, as in the selector tpm:manufacturer.
@@ -112,7 +116,12 @@ func (g *Group) judgeFirmware(m *Machine) []Finding {
 	if g.SecureBoot && b.SecureBoot != "enabled" {
 		all = append(all, Finding{Rule: "secure_boot", Expected: "enabled", Found: orUnproven(b.SecureBoot)})
 	}
-	for _, least := range g.DBX {
+	for _, d := range g.DBX {
+		if !revokes(m.Boot, d) {
+			all = append(all, Finding{"dbx", "revocation of " + d.String(), found(b.DBX), "PCR 7, variable \"dbx\""})
+		}
+	}
+	for _, least := range g.DBXOf {
 		if m.Boot == nil || !m.Boot.DBX.Covers(least) {
 			all = append(all, Finding{"dbx", "all revocations of dbx " + least.SHA256.String(), found(b.DBX), "PCR 7, variable \"dbx\""})
 		}
@@ -164,19 +173,33 @@ func (g *Group) judgeKernel(m *Machine) []Finding {
 			all = append(all, Finding{Rule: "arguments", Expected: quoted(a), Found: orUnproven(quoted(b.CommandLine)), Event: "PCR 8 or 9, kernel command line"})
 		}
 	}
-	if g.Lockdown && !lockedDown(b, knownKernel) {
-		all = append(all, Finding{Rule: "lockdown", Expected: "a kernel of kernels under Secure Boot, or the argument lockdown=integrity or lockdown=confidentiality",
+	if g.Lockdown != "" && !lockedDown(b, g.Lockdown, knownKernel) {
+		all = append(all, Finding{Rule: "lockdown", Expected: g.Lockdown + ": by the argument lockdown=, or for integrity by Secure Boot with one of kernels",
 			Found: fmt.Sprintf("Secure Boot %s, command line %s", orUnproven(b.SecureBoot), orUnproven(quoted(b.CommandLine)))})
 	}
 	return all
 }
 
-// lockedDown: the last lockdown= counts, and it can only raise the level that Secure Boot sets.
-func lockedDown(b *selectors.BootFacts, knownKernel bool) bool {
-	if knownKernel && b.SecureBoot == "enabled" {
+// lockedDown: levels only rise, so an argument counts wherever it stands (security/lockdown/lockdown.c).
+func lockedDown(b *selectors.BootFacts, level string, knownKernel bool) bool {
+	if slices.Contains(b.Arguments, "lockdown=confidentiality") {
 		return true
 	}
-	return slices.Contains(b.Arguments, "lockdown=integrity") || slices.Contains(b.Arguments, "lockdown=confidentiality")
+	return level == "integrity" && (slices.Contains(b.Arguments, "lockdown=integrity") || knownKernel && b.SecureBoot == "enabled")
+}
+
+// sha256Signature is the type of a SHA-256 in a signature database (EFI_CERT_SHA256_GUID).
+const sha256Signature = "c1c41626-504c-4092-aca9-41f936934328"
+
+// revokes reports whether the machine's dbx holds the hash of an image.
+func revokes(b *eventlog.Boot, d selectors.Digest) bool {
+	if b == nil || !b.DBX.Known() {
+		return false
+	}
+	signatures, err := b.DBX.Signatures()
+	return err == nil && slices.ContainsFunc(signatures, func(s eventlog.Signature) bool {
+		return s.Type == sha256Signature && bytes.Equal(s.Data, d[:])
+	})
 }
 
 // JudgeFiles returns what the rules on files say of the machine's new entries alone.

@@ -202,12 +202,18 @@ func TestOtherMachine(t *testing.T) {
 func TestRules(t *testing.T) {
 	m := machine(t, snapshot(t, "secure"))
 	b, other := m.Facts.Boot, selectors.Digest{1}
+	signatures, err := m.Boot.DBX.Signatures()
+	if err != nil || len(signatures) == 0 {
+		t.Fatalf("%d revocations, %v", len(signatures), err)
+	}
+	revoked := selectors.Digest(signatures[len(signatures)-1].Data)
 	for _, c := range []struct {
 		rule         string
 		kept, broken Group
 	}{
 		{"secure_boot", Group{SecureBoot: true}, Group{}},
-		{"dbx", Group{DBX: []eventlog.Variable{m.Boot.DBX}}, Group{DBX: []eventlog.Variable{m.Boot.DB}}},
+		{"dbx", Group{DBXOf: []eventlog.Variable{m.Boot.DBX}}, Group{DBXOf: []eventlog.Variable{m.Boot.DB}}},
+		{"dbx", Group{DBX: []selectors.Digest{revoked}}, Group{DBX: []selectors.Digest{revoked, other}}},
 		{"authorities", Group{Authorities: append(b.Authorities, other)}, Group{Authorities: b.Authorities[:1]}},
 		{"firmware_min", Group{FirmwareMin: m.Facts.Firmware}, Group{FirmwareMin: m.Facts.Firmware + 1}},
 		{"manufacturers", Group{Manufacturers: []string{"id:49465800", "id:00001014"}}, Group{Manufacturers: []string{"id:49465800"}}},
@@ -217,7 +223,7 @@ func TestRules(t *testing.T) {
 		{"applications", Group{Applications: b.Applications}, Group{Applications: b.Applications[1:]}},
 		{"command_lines", Group{CommandLines: []string{b.CommandLine}}, Group{CommandLines: []string{b.CommandLine + " "}}},
 		{"arguments", Group{Arguments: []string{"ima_policy=tcb"}}, Group{Arguments: []string{"ima_policy"}}},
-		{"lockdown", Group{Lockdown: true, Kernels: []selectors.Digest{b.Kernel}}, Group{Lockdown: true}},
+		{"lockdown", Group{Lockdown: "integrity", Kernels: []selectors.Digest{b.Kernel}}, Group{Lockdown: "integrity"}},
 	} {
 		if got := c.kept.Judge(m); len(got) > 0 {
 			t.Errorf("%s: %v", c.rule, got)
