@@ -5,7 +5,7 @@
 #   setup.sh tests   that, and what the tests, the guests and the generators need
 set -eu
 demo="ca-certificates git make swtpm swtpm-tools"
-tests="$demo qemu-system-x86 busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev protobuf-compiler"
+tests="$demo qemu-system-x86 ovmf busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev protobuf-compiler"
 case ${1:-} in
 demo) want=$demo ;;
 tests) want=$tests ;;

@@ -40,6 +40,8 @@ type Options struct {
 	// TPM is the device to use and EKCA the PEM file of its manufacturer's CA. With TPM empty
 	// a software TPM is made.
 	TPM, EKCA string
+	// ServerOnly starts the server alone, for nodes elsewhere; EKCA vouches for their TPMs.
+	ServerOnly bool
 	// Server and Agent are more lines for the configuration files.
 	Server, Agent string
 	// Log takes the logs of both.
@@ -64,7 +66,7 @@ type Env struct {
 	undo   []func() error // in reverse order
 }
 
-// Start starts everything and waits until the agent has its entries. On an error nothing is
+// Start starts everything and waits until the agent has its entries (the server, if ServerOnly). On an error nothing is
 // left running, and the error ends with what was logged last.
 func Start(ctx context.Context, o Options) (env *Env, err error) {
 	if os.Geteuid() != 0 {
@@ -76,7 +78,11 @@ func Start(ctx context.Context, o Options) (env *Env, err error) {
 			err = errors.Join(err, e.Close())
 		}
 	}()
-	for _, step := range []func(context.Context) error{e.makeDir, e.mountBPF, e.makeTPM, e.StartServer, e.StartAgent} {
+	steps := []func(context.Context) error{e.makeDir, e.mountBPF, e.makeTPM, e.StartServer, e.StartAgent}
+	if o.ServerOnly {
+		steps = []func(context.Context) error{e.makeDir, e.StartServer}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -244,6 +250,9 @@ func (e *Env) AgentConfig() string {
 	}
 	return conf + e.opts.Agent + "\n"
 }
+
+// SetServer replaces Options.Server for the next StartServer.
+func (e *Env) SetServer(lines string) { e.opts.Server = lines }
 
 // SetAgent replaces Options.Agent for the next StartAgent.
 func (e *Env) SetAgent(lines string) { e.opts.Agent = lines }

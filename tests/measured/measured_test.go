@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package measured
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/assay-id/assay/cmd/dev"
+	"github.com/assay-id/assay/tests/guest"
+	"github.com/assay-id/assay/tpm/swtpm"
+)
+
+// initScript starts the agent and then obeys the serial line. It is the same for every boot, as
+// it is measured. What changes lies on tmpfs, which IMA leaves out.
+const initScript = `#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin:/assay HOME=/tmp
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
+mount -t securityfs sec /sys/kernel/security
+mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup
+ifconfig lo 127.0.0.1 up
+for m in /lib/modules/*.ko; do insmod $m; done
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up; route add default gw 10.0.2.2
+mkdir -p /run/assay /tmp/data
+stty raw -echo </dev/ttyS1
+exec 3<>/dev/ttyS1
+assay-agent run --config /assay/agent.hcl >/tmp/agent.log 2>&1 &
+echo "SHELL ready" >&3
+while read -r command <&3; do eval "$command" >&3 2>&1; echo "SHELL done" >&3; done
+`
+
+const commandLine = "console=ttyS0 panic=-1 quiet rootfstype=ramfs ima_policy=tcb ima_hash=sha256"
+
+// lab is a server here, and the one machine that boots again and again.
+type lab struct {
+	server    *dev.Env
+	dir, tpm  string
+	downloads Downloads
+	software  Software
+	console   *os.File
+}
+
+// newLab builds what the machine boots, and starts the server.
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	fatal(t, err)
+	l := &lab{dir: t.TempDir()}
+	l.tpm = filepath.Join(l.dir, "tpm")
+	ekCA, err := swtpm.Manufacture(t.Context(), filepath.Join(l.dir, "ca"), l.tpm)
+	fatal(t, err)
+	ca := filepath.Join(l.dir, "ek-ca.pem")
+	fatal(t, os.WriteFile(ca, ekCA, 0o644))
+	l.console, err = os.Create(filepath.Join(l.dir, "console.log"))
+	fatal(t, err)
+	t.Cleanup(func() { l.console.Close() })
+
+	l.server, err = dev.Start(t.Context(), dev.Options{Bin: filepath.Join(root, "bin"), ServerOnly: true, EKCA: ca, Log: l.console})
+	fatal(t, err)
+	t.Cleanup(func() { fatal(t, l.server.Close()) })
+
+	cache := filepath.Join(root, ".cache")
+	fatal(t, os.MkdirAll(cache, 0o755))
+	l.downloads, err = Download(t.Context(), cache)
+	fatal(t, err)
+	var kernel guest.Kernel
+	for _, k := range guest.Kernels {
+		if k.Name == "6.12" {
+			kernel = k
+		}
+	}
+	l.software.Kernel, err = kernel.Fetch(t.Context(), cache)
+	fatal(t, err)
+	files := map[string]string{
+		"bin/busybox": "/bin/busybox", "assay/assay": filepath.Join(root, "bin/assay"), "assay/assay-agent": filepath.Join(root, "bin/assay-agent"),
+		"assay/agent.hcl": l.agentConfig(t), "assay/bundle.pem": filepath.Join(l.server.Dir, "bundle.pem"),
+	}
+	for _, m := range kernel.Modules {
+		name := filepath.Base(m)
+		files["lib/modules/"+name] = filepath.Join(l.software.Kernel, name)
+	}
+	l.software.Kernel = filepath.Join(l.software.Kernel, "vmlinuz")
+	l.software.Initrd = filepath.Join(l.dir, "initrd.img")
+	l.software.CommandLine = commandLine
+	fatal(t, guest.Initramfs(t.Context(), l.software.Initrd, initScript, files))
+	return l
+}
+
+func (l *lab) agentConfig(t *testing.T) string {
+	t.Helper()
+	_, port, _ := strings.Cut(l.server.ServerAddress, ":")
+	path := filepath.Join(l.dir, "agent.hcl")
+	fatal(t, os.WriteFile(path, []byte(fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = \"/assay/bundle.pem\"\ndata_dir = \"/tmp/data\"\ntpm {}\n",
+		l.server.TrustDomain, Host+":"+port)), 0o644))
+	return path
+}
+
+// boot starts the machine; it is switched off when the test ends, or by Kill.
+func (l *lab) boot(t *testing.T, w Way, s Software) *Machine {
+	t.Helper()
+	socket := filepath.Join(l.tpm, "control.sock")
+	_ = os.Remove(socket)
+	tpm := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+l.tpm, "--ctrl", "type=unixio,path="+socket, "--terminate")
+	fatal(t, tpm.Start())
+	t.Cleanup(func() { _ = tpm.Process.Kill(); _ = tpm.Wait() })
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	dir := filepath.Join(l.dir, "machine")
+	fatal(t, os.MkdirAll(dir, 0o755))
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
+	t.Cleanup(cancel)
+	m, err := Boot(ctx, w, s, l.downloads, dir, socket, l.console)
+	if err != nil {
+		tail, _ := os.ReadFile(l.console.Name())
+		t.Fatalf("%v\n%s", err, tail[max(0, len(tail)-4000):])
+	}
+	t.Cleanup(m.Kill)
+	return m
+}
+
+// assay runs the operator's command line against the server.
+func (l *lab) assay(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join("../../bin", "assay"), append(args, "--server-socket", l.server.ServerSocket)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("assay %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(bytes.TrimSpace(out))
+}
+
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestJoin: the machine joins in each of the ways to boot.
+func TestJoin(t *testing.T) {
+	l := newLab(t)
+	for _, w := range Ways {
+		t.Run(w.Name, func(t *testing.T) {
+			began := time.Now()
+			m := l.boot(t, w, l.software)
+			t.Logf("a shell after %s", time.Since(began).Round(time.Second))
+			out, err := m.Do(t.Context(), "i=0; while [ $i -lt 60 ] && ! grep -q 'node has an identity' /tmp/agent.log; do sleep 1; i=$((i+1)); done; cat /tmp/agent.log; ls /sys/kernel/security/ima /sys/kernel/security/tpm0; cat /sys/kernel/security/lockdown")
+			fatal(t, err)
+			t.Log(out)
+			t.Log(l.assay(t, "node", "list"))
+		})
+	}
+}
