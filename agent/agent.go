@@ -25,6 +25,7 @@ import (
 
 	"github.com/assay-id/assay/agent/attest"
 	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/agent/workloadapi"
@@ -46,6 +47,7 @@ type Agent struct {
 	attestor *attest.Attestor
 	server   *upstream.Client
 	svids    *svids.Manager
+	history  *history.Log
 	streams  atomic.Int32
 }
 
@@ -78,6 +80,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, a.sensor.Close()) }()
 	}
 
+	if a.history, err = history.Open(a.conf.DataDir, a.log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.history.Close()) }()
+
 	attestor, closeTPM, err := a.nodeAttestor(ctx)
 	if err != nil {
 		return err
@@ -85,7 +92,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer closeTPM()
 	a.server = upstream.New(upstream.Config{
 		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
-		Attestor: attestor, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
+		Attestor: attestor, History: a.history, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
 	a.svids = svids.New(a.server, a.log, time.Now)
 	a.server.SetSink(a.svids)
@@ -140,7 +147,7 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 
 func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
-	workloadapi.New(a.workload, a.svids, a.log).Register(faces)
+	workloadapi.New(a.workload, a.svids, a.history, a.log, time.Now).Register(faces)
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
 

@@ -19,7 +19,7 @@ const module = "github.com/assay-id/assay/"
 var layers = [][]string{
 	{"selectors", "tpm", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
-	{"agent/caller", "agent/code", "agent/digest", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
 	{"agent/attest", "agent/workloadapi", "server/api"},
 	{"agent", "server"},
 }

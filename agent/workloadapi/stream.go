@@ -4,12 +4,16 @@ package workloadapi
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/agent/svids"
 )
 
 // readyTimeout is how long a call waits for an agent that has just started.
@@ -23,7 +27,7 @@ type message[M any] interface {
 
 // stream attests the caller, sends what answer gives, and again whenever that changes. The
 // caller is checked before each send, so nothing reaches a connection that changed hands.
-func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], answer func(context.Context, Workload) (P, []any, error)) error {
+func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], answer func(context.Context, Workload) (P, []*svids.SVID, error)) error {
 	ctx := st.Context()
 	w, err := s.attest(ctx)
 	if err != nil {
@@ -95,10 +99,18 @@ func (s *Server) refuse(ctx context.Context, err error) error {
 }
 
 // delivered records who received what.
-func (s *Server) delivered(w Workload, svids []any) {
-	if len(svids) == 0 {
+func (s *Server) delivered(w Workload, list []*svids.SVID) {
+	if len(list) == 0 {
 		return
 	}
-	f := w.Facts()
-	s.log.Info("delivered", append([]any{"pid", f.Process.TGID, "exec_id", f.Process.ExecID, "sha256", f.Executable.SHA256.String()}, svids...)...)
+	f, now := w.Facts(), s.now().UTC()
+	attrs := []any{"pid", f.Process.TGID, "exec_id", f.Process.ExecID, "sha256", f.Executable.SHA256.String()}
+	records := make([]history.Delivery, len(list))
+	for i, v := range list {
+		attrs = append(attrs, slog.Group(v.ID.String(), "serial", v.Serial, "entry", v.EntryID))
+		records[i] = history.Delivery{Time: now, SPIFFEID: v.ID.String(), Serial: v.Serial, Entry: v.EntryID,
+			Process: f.Process, SHA256: f.Executable.SHA256, Tier: f.Tier.String()}
+	}
+	s.history.Record(records...)
+	s.log.Info("delivered", attrs...)
 }

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/selectors"
 )
@@ -56,17 +58,22 @@ type SVIDs interface {
 	TrustBundle() *spiffebundle.Bundle
 }
 
+// History keeps who received what (agent/history).
+type History interface{ Record(...history.Delivery) }
+
 // Server implements the service SpiffeWorkloadAPI.
 type Server struct {
 	pb.UnimplementedSpiffeWorkloadAPIServer
-	attest Attestor
-	svids  SVIDs
-	log    *slog.Logger
+	attest  Attestor
+	svids   SVIDs
+	history History
+	log     *slog.Logger
+	now     func() time.Time
 }
 
 // New returns a Server; register it with Register.
-func New(attest Attestor, svids SVIDs, log *slog.Logger) *Server {
-	return &Server{attest: attest, svids: svids, log: log}
+func New(attest Attestor, svids SVIDs, history History, log *slog.Logger, now func() time.Time) *Server {
+	return &Server{attest: attest, svids: svids, history: history, log: log, now: now}
 }
 
 // Register adds the service to g.
@@ -99,7 +106,7 @@ func Interceptors() []grpc.ServerOption {
 
 // FetchX509SVID streams the caller's X.509-SVIDs (section 5.2.1).
 func (s *Server) FetchX509SVID(_ *pb.X509SVIDRequest, st grpc.ServerStreamingServer[pb.X509SVIDResponse]) error {
-	return stream(s, st, func(ctx context.Context, w Workload) (*pb.X509SVIDResponse, []any, error) {
+	return stream(s, st, func(ctx context.Context, w Workload) (*pb.X509SVIDResponse, []*svids.SVID, error) {
 		list, err := s.svids.X509(ctx, w.Facts(), w.Selectors())
 		if len(list) == 0 {
 			return nil, nil, s.none(w, err)
@@ -109,18 +116,16 @@ func (s *Server) FetchX509SVID(_ *pb.X509SVIDRequest, st grpc.ServerStreamingSer
 		}
 		bundle := authorities(s.svids.TrustBundle())
 		resp := &pb.X509SVIDResponse{}
-		var delivered []any
 		for _, v := range list {
 			resp.Svids = append(resp.Svids, &pb.X509SVID{SpiffeId: v.ID.String(), X509Svid: v.Chain, X509SvidKey: v.Key, Bundle: bundle, Hint: v.Hint})
-			delivered = append(delivered, slog.Group(v.ID.String(), "serial", v.Serial, "entry", v.EntryID))
 		}
-		return resp, delivered, nil
+		return resp, list, nil
 	})
 }
 
 // FetchX509Bundles streams the trust bundle to callers that have an identity (section 5.2.2).
 func (s *Server) FetchX509Bundles(_ *pb.X509BundlesRequest, st grpc.ServerStreamingServer[pb.X509BundlesResponse]) error {
-	return stream(s, st, func(_ context.Context, w Workload) (*pb.X509BundlesResponse, []any, error) {
+	return stream(s, st, func(_ context.Context, w Workload) (*pb.X509BundlesResponse, []*svids.SVID, error) {
 		if len(s.svids.Match(w.Selectors())) == 0 {
 			return nil, nil, s.none(w, nil)
 		}

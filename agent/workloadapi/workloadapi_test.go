@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/selectors"
 )
@@ -111,9 +112,16 @@ type fixture struct {
 	signer  *signer
 	caller  *caller
 
-	mu     sync.Mutex
-	denied error // what the attestor says
-	logs   bytes.Buffer
+	mu       sync.Mutex
+	denied   error // what the attestor says
+	logs     bytes.Buffer
+	recorded []history.Delivery
+}
+
+func (f *fixture) Record(list ...history.Delivery) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recorded = append(f.recorded, list...)
 }
 
 func (f *fixture) Write(p []byte) (int, error) {
@@ -137,7 +145,7 @@ func serve(t *testing.T) *fixture {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.caller, f.denied
-	}, f.manager, log).Register(g)
+	}, f.manager, f, log, time.Now).Register(g)
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -453,5 +461,34 @@ func TestOneOfTwoRefused(t *testing.T) {
 	defer f.mu.Unlock()
 	if got := f.logs.String(); !strings.Contains(got, "some identities of a workload could not be issued") {
 		t.Error(fmt.Sprint("the log does not say it: ", got))
+	}
+}
+
+// TestHistory: what was sent is recorded, once for each message and identity, and nothing else.
+func TestHistory(t *testing.T) {
+	f := serve(t)
+	f.bundle(t, 1)
+	f.manager.Entries(true, []*selectors.Entry{entry("a", 0, "uid:1"), entry("b", 0, "gid:1")}, nil, 1)
+	st := f.fetch(t)
+	first := receive(t, st)
+	f.manager.Entries(false, nil, []string{"b"}, 2)
+	receive(t, st)
+	f.manager.Entries(false, nil, []string{"a"}, 3)
+	ends(t, st, codes.PermissionDenied, "no identity issued")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var got []string
+	for _, d := range f.recorded {
+		got = append(got, d.Entry)
+	}
+	if fmt.Sprint(got) != "[a b a]" {
+		t.Fatalf("recorded %s", got)
+	}
+	cert, err := x509.ParseCertificate(first.Svids[0].X509Svid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := f.recorded[0]; d.SPIFFEID != first.Svids[0].SpiffeId || d.Serial != cert.SerialNumber.String() || d.Tier == "" || time.Since(d.Time) > time.Minute {
+		t.Errorf("recorded %+v", d)
 	}
 }

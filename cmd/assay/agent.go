@@ -33,7 +33,7 @@ func tierText(t evidencepb.Tier) string {
 }
 
 func (a *app) agent() *cobra.Command {
-	return group("agent", "The agent of this node", &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return group("agent", "The agent of this node", a.history(), &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		client, done, err := a.agentClient()
 		if err != nil {
 			return err
