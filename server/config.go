@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/verify"
 )
 
@@ -90,9 +91,10 @@ type prepared struct {
 	tpm                              *verify.Policy // nil without the block
 	ekRoots                          []*x509.Certificate
 	requoteInterval                  time.Duration
-	x509pop                          *nodes.X509POP // nil without the block
-	devid                            *nodes.DevID   // nil without the block
-	etcdTLS                          *tls.Config    // nil is plain text
+	groups                           map[string]*policy.Group // by name
+	x509pop                          *nodes.X509POP           // nil without the block
+	devid                            *nodes.DevID             // nil without the block
+	etcdTLS                          *tls.Config              // nil is plain text
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.

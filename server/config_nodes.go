@@ -5,12 +5,10 @@ package server
 import (
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -57,32 +55,6 @@ type DevIDConfig struct {
 	// DevIDCAPath and EndorsementCAPath are PEM files with the CAs of DevID and of EK certificates.
 	DevIDCAPath       string `hcl:"devid_ca_path"`
 	EndorsementCAPath string `hcl:"endorsement_ca_path"`
-}
-
-// NodeGroupConfig is a block `node_group "name"`: what is demanded of the nodes that the
-// inventory puts into the group. Nodes in none are of the group "default", if there is one.
-type NodeGroupConfig struct {
-	Name string `hcl:"name,label"`
-	// Golden is a file that `assay tpm learn` wrote on a machine that is as all should be.
-	Golden string `hcl:"golden,optional"`
-	// RequirePCRs are the PCRs that must have the values of Golden.
-	RequirePCRs []int `hcl:"require_pcrs,optional"`
-	// SecureBoot must be on.
-	SecureBoot bool `hcl:"secure_boot,optional"`
-	// DBX are SHA-256 hashes that the node's list of forbidden boot programs must hold.
-	DBX []string `hcl:"dbx,optional"`
-	// Kernels and Initrds are SHA-256 digests, CommandLines are texts; one of each must match.
-	Kernels      []string `hcl:"kernels,optional"`
-	Initrds      []string `hcl:"initrds,optional"`
-	CommandLines []string `hcl:"command_lines,optional"`
-	// Lockdown of the kernel at least: "integrity" or "confidentiality".
-	Lockdown string `hcl:"lockdown,optional"`
-	// FirmwareMin is the lowest firmware version of the TPM, 16 hexadecimal digits as in the
-	// selector tpm:firmware.
-	FirmwareMin string `hcl:"firmware_min,optional"`
-	// IMAAllow are files with lines as sha256sum prints them (`assay tpm learn --ima`): what the
-	// node may execute.
-	IMAAllow []string `hcl:"ima_allow,optional"`
 }
 
 // attestorTypes are those that allow_without_evidence may name.
@@ -228,53 +200,4 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
 	}
 	return certs, nil
-}
-
-// readGroups checks what can be told of node groups without a node.
-func (p *prepared) readGroups() error {
-	seen := map[string]bool{}
-	for _, g := range p.NodeGroups {
-		if err := g.check(); err != nil {
-			return fmt.Errorf("node_group %q: %w", g.Name, err)
-		}
-		if g.Name == "" || seen[g.Name] {
-			return fmt.Errorf("node_group %q: a group needs a name of its own", g.Name)
-		}
-		seen[g.Name] = true
-	}
-	if len(p.NodeGroups) > 0 {
-		// A rule that nobody enforces is worse than none.
-		return fmt.Errorf("node_group %q: this version of the server does not enforce node groups; remove the block", p.NodeGroups[0].Name)
-	}
-	return nil
-}
-
-func (g *NodeGroupConfig) check() error {
-	for name, list := range map[string][]string{"dbx": g.DBX, "kernels": g.Kernels, "initrds": g.Initrds} {
-		for _, text := range list {
-			if b, err := hex.DecodeString(text); err != nil || len(b) != 32 {
-				return fmt.Errorf("%s: %q is not a SHA-256 in 64 hexadecimal digits", name, text)
-			}
-		}
-	}
-	for _, n := range g.RequirePCRs {
-		if n < 0 || n > 15 {
-			return fmt.Errorf("require_pcrs: %d is not a PCR from 0 to 15; later ones can be reset by software", n)
-		}
-	}
-	if len(g.RequirePCRs) > 0 && g.Golden == "" {
-		return errors.New("require_pcrs needs golden, a file that `assay tpm learn` writes")
-	}
-	if !slices.Contains([]string{"", "integrity", "confidentiality"}, g.Lockdown) {
-		return fmt.Errorf("lockdown %q: write \"integrity\" or \"confidentiality\"", g.Lockdown)
-	}
-	if b, err := hex.DecodeString(g.FirmwareMin); g.FirmwareMin != "" && (err != nil || len(b) != 8) {
-		return fmt.Errorf("firmware_min %q: write 16 hexadecimal digits, as in the selector tpm:firmware", g.FirmwareMin)
-	}
-	for _, path := range append(slices.Clone(g.IMAAllow), g.Golden) {
-		if path != "" && !filepath.IsAbs(path) {
-			return fmt.Errorf("%q: write an absolute path", path)
-		}
-	}
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -122,5 +123,49 @@ func TestPending(t *testing.T) {
 	wantCode(t, "out of the inventory", err, codes.PermissionDenied)
 	if n.Device.EkHash != strings.TrimPrefix(id, "spiffe://example.org/spire/agent/tpm/") {
 		t.Errorf("device %v of %s", n.Device, id)
+	}
+}
+
+// TestNodeGroups: rules refuse a node that breaks them, with the rule in the text, and the dry run
+// tells it of one that was admitted before there were any.
+func TestNodeGroups(t *testing.T) {
+	p := swtpmtest.New(t)
+	d, err := device.Open(t.Context(), device.Config{Path: p.Path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	hash, err := d.EKHash()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := start(t, func(c *server.Config) {
+		c.TPM = &server.TPMConfig{EKHashes: []string{fmt.Sprintf("%x", hash)}}
+		c.NodeGroups = []server.NodeGroupConfig{{Name: "strict", SecureBoot: true, FirmwareMin: "ffffffffffffffff"}}
+	})
+	res, err := attestTPM(t, e.dial(nil), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked, err := e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{})
+	if err != nil || checked.Judged != 1 || len(checked.Refused) != 0 {
+		t.Errorf("by no rules: %v, %v", checked, err)
+	}
+	checked, err = e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Group: "strict"})
+	if err != nil || len(checked.Refused) != 1 || checked.Refused[0].SpiffeId != idText(res.Svid.Id) || len(checked.Refused[0].Findings) != 2 || checked.Refused[0].Findings[0].Rule != "secure_boot" {
+		t.Errorf("by strict rules: %v, %v", checked, err)
+	}
+	checked, err = e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Group: "none"})
+	if err != nil || len(checked.Refused) != 1 || !strings.Contains(checked.Refused[0].Error, `no node_group "none"`) {
+		t.Errorf("by a group that is not there: %v, %v", checked, err)
+	}
+	device := &adminv1.Device{EkHash: fmt.Sprintf("%x", hash), Group: "strict"}
+	if _, err := e.admin.nodes.AddInventory(t.Context(), &adminv1.AddInventoryRequest{Devices: []*adminv1.Device{device}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = attestTPM(t, e.dial(nil), d)
+	wantCode(t, "a node that breaks the rules", err, codes.PermissionDenied)
+	if text := status.Convert(err).Message(); !strings.Contains(text, "secure_boot: expected enabled") || !strings.Contains(text, "firmware_min: expected ffffffffffffffff") {
+		t.Errorf("text %q", text)
 	}
 }

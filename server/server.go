@@ -29,6 +29,7 @@ import (
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/tpm/policy"
 )
 
 // Server is one server of a trust domain. Make one with New, run it once.
@@ -44,6 +45,8 @@ type Server struct {
 	devices *nodes.Inventory
 	svid    *ownSVID
 	api     *api.Server
+	// continuous asks nodes with a TPM again.
+	continuous *nodes.Continuous
 }
 
 // New checks the configuration. Logs go to out, one line of text each.
@@ -137,8 +140,12 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	if s.svid, err = newOwnSVID(s.ca); err != nil {
 		return closeAll, err
 	}
+	s.continuous = &nodes.Continuous{
+		Nodes: s.nodes, Rules: &nodes.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval,
+		Now: time.Now, Rand: rand.Reader, Logger: s.log,
+	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, EKRoots: c.ekRoots, Attestors: s.attestors(),
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, Check: s.check, EKRoots: c.ekRoots, Attestors: s.attestors(),
 		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
@@ -166,12 +173,21 @@ func (s *Server) claimStore(ctx context.Context) error {
 	return nil
 }
 
+// check judges a node by the rules of a group, or of its own for "".
+func (s *Server) check(n *nodes.Node, group string) ([]policy.Finding, error) {
+	g := s.conf.groups[group]
+	if group != "" && g == nil {
+		return nil, fmt.Errorf("the server's configuration has no node_group %q", group)
+	}
+	return s.continuous.Rules.Check(n, g)
+}
+
 func (s *Server) attestors() []nodes.Attestor {
 	var as []nodes.Attestor
 	if s.conf.tpm != nil {
 		policy := *s.conf.tpm
 		policy.Inventory, policy.Pending = s.devices, s.conf.TPM.Pending
-		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Now: time.Now, Rand: rand.Reader})
+		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Rules: s.continuous.Rules, Continuous: s.continuous, Now: time.Now, Rand: rand.Reader})
 	}
 	if s.conf.devid != nil {
 		as = append(as, s.conf.devid)

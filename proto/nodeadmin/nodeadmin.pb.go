@@ -983,6 +983,236 @@ func (x *RemoveInventoryResponse) GetRemoved() int32 {
 	return 0
 }
 
+type CheckNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Judge all of them by this group's rules; empty: each by its own group's.
+	Group         string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNodesRequest) Reset() {
+	*x = CheckNodesRequest{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNodesRequest) ProtoMessage() {}
+
+func (x *CheckNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNodesRequest.ProtoReflect.Descriptor instead.
+func (*CheckNodesRequest) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CheckNodesRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+type CheckNodesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many nodes were judged.
+	Judged int32 `protobuf:"varint,1,opt,name=judged,proto3" json:"judged,omitempty"`
+	// Those that would be refused.
+	Refused       []*NodeFindings `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNodesResponse) Reset() {
+	*x = CheckNodesResponse{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNodesResponse) ProtoMessage() {}
+
+func (x *CheckNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNodesResponse.ProtoReflect.Descriptor instead.
+func (*CheckNodesResponse) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CheckNodesResponse) GetJudged() int32 {
+	if x != nil {
+		return x.Judged
+	}
+	return 0
+}
+
+func (x *CheckNodesResponse) GetRefused() []*NodeFindings {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+type NodeFindings struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Findings []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	// Why the node can not be judged, if it can not.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeFindings) Reset() {
+	*x = NodeFindings{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeFindings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeFindings) ProtoMessage() {}
+
+func (x *NodeFindings) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeFindings.ProtoReflect.Descriptor instead.
+func (*NodeFindings) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeFindings) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *NodeFindings) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *NodeFindings) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Finding is a broken rule.
+type Finding struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Rule     string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Expected string                 `protobuf:"bytes,2,opt,name=expected,proto3" json:"expected,omitempty"`
+	Found    string                 `protobuf:"bytes,3,opt,name=found,proto3" json:"found,omitempty"`
+	// The event of the boot that shows it; may be empty.
+	Event         string `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Finding) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Finding) GetExpected() string {
+	if x != nil {
+		return x.Expected
+	}
+	return ""
+}
+
+func (x *Finding) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *Finding) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
 type ListRootsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -991,7 +1221,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1233,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1246,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{17}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{21}
 }
 
 type ListRootsResponse struct {
@@ -1029,7 +1259,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1271,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1284,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{18}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListRootsResponse) GetCertificates() [][]byte {
@@ -1132,10 +1362,24 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\x16RemoveInventoryRequest\x12\x1b\n" +
 	"\tek_hashes\x18\x01 \x03(\tR\bekHashes\"3\n" +
 	"\x17RemoveInventoryResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x01(\x05R\aremoved\"\x12\n" +
+	"\aremoved\x18\x01 \x01(\x05R\aremoved\")\n" +
+	"\x11CheckNodesRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"h\n" +
+	"\x12CheckNodesResponse\x12\x16\n" +
+	"\x06judged\x18\x01 \x01(\x05R\x06judged\x12:\n" +
+	"\arefused\x18\x02 \x03(\v2 .assay.nodeadmin.v1.NodeFindingsR\arefused\"z\n" +
+	"\fNodeFindings\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x127\n" +
+	"\bfindings\x18\x02 \x03(\v2\x1b.assay.nodeadmin.v1.FindingR\bfindings\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"e\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x1a\n" +
+	"\bexpected\x18\x02 \x01(\tR\bexpected\x12\x14\n" +
+	"\x05found\x18\x03 \x01(\tR\x05found\x12\x14\n" +
+	"\x05event\x18\x04 \x01(\tR\x05event\"\x12\n" +
 	"\x10ListRootsRequest\"7\n" +
 	"\x11ListRootsResponse\x12\"\n" +
-	"\fcertificates\x18\x01 \x03(\fR\fcertificates2\xd9\x06\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates2\xb6\a\n" +
 	"\tNodeAdmin\x12X\n" +
 	"\tListNodes\x12$.assay.nodeadmin.v1.ListNodesRequest\x1a%.assay.nodeadmin.v1.ListNodesResponse\x12G\n" +
 	"\aGetNode\x12\".assay.nodeadmin.v1.GetNodeRequest\x1a\x18.assay.nodeadmin.v1.Node\x12G\n" +
@@ -1146,7 +1390,9 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\rListInventory\x12(.assay.nodeadmin.v1.ListInventoryRequest\x1a).assay.nodeadmin.v1.ListInventoryResponse\x12a\n" +
 	"\fAddInventory\x12'.assay.nodeadmin.v1.AddInventoryRequest\x1a(.assay.nodeadmin.v1.AddInventoryResponse\x12j\n" +
 	"\x0fRemoveInventory\x12*.assay.nodeadmin.v1.RemoveInventoryRequest\x1a+.assay.nodeadmin.v1.RemoveInventoryResponse\x12X\n" +
-	"\tListRoots\x12$.assay.nodeadmin.v1.ListRootsRequest\x1a%.assay.nodeadmin.v1.ListRootsResponseB+Z)github.com/assay-id/assay/proto/nodeadminb\x06proto3"
+	"\tListRoots\x12$.assay.nodeadmin.v1.ListRootsRequest\x1a%.assay.nodeadmin.v1.ListRootsResponse\x12[\n" +
+	"\n" +
+	"CheckNodes\x12%.assay.nodeadmin.v1.CheckNodesRequest\x1a&.assay.nodeadmin.v1.CheckNodesResponseB+Z)github.com/assay-id/assay/proto/nodeadminb\x06proto3"
 
 var (
 	file_assay_nodeadmin_nodeadmin_proto_rawDescOnce sync.Once
@@ -1160,7 +1406,7 @@ func file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP() []byte {
 	return file_assay_nodeadmin_nodeadmin_proto_rawDescData
 }
 
-var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_assay_nodeadmin_nodeadmin_proto_goTypes = []any{
 	(*Standing)(nil),                // 0: assay.nodeadmin.v1.Standing
 	(*Check)(nil),                   // 1: assay.nodeadmin.v1.Check
@@ -1179,8 +1425,12 @@ var file_assay_nodeadmin_nodeadmin_proto_goTypes = []any{
 	(*AddInventoryResponse)(nil),    // 14: assay.nodeadmin.v1.AddInventoryResponse
 	(*RemoveInventoryRequest)(nil),  // 15: assay.nodeadmin.v1.RemoveInventoryRequest
 	(*RemoveInventoryResponse)(nil), // 16: assay.nodeadmin.v1.RemoveInventoryResponse
-	(*ListRootsRequest)(nil),        // 17: assay.nodeadmin.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),       // 18: assay.nodeadmin.v1.ListRootsResponse
+	(*CheckNodesRequest)(nil),       // 17: assay.nodeadmin.v1.CheckNodesRequest
+	(*CheckNodesResponse)(nil),      // 18: assay.nodeadmin.v1.CheckNodesResponse
+	(*NodeFindings)(nil),            // 19: assay.nodeadmin.v1.NodeFindings
+	(*Finding)(nil),                 // 20: assay.nodeadmin.v1.Finding
+	(*ListRootsRequest)(nil),        // 21: assay.nodeadmin.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),       // 22: assay.nodeadmin.v1.ListRootsResponse
 }
 var file_assay_nodeadmin_nodeadmin_proto_depIdxs = []int32{
 	0,  // 0: assay.nodeadmin.v1.Node.standing:type_name -> assay.nodeadmin.v1.Standing
@@ -1190,31 +1440,35 @@ var file_assay_nodeadmin_nodeadmin_proto_depIdxs = []int32{
 	2,  // 4: assay.nodeadmin.v1.ListNodesResponse.nodes:type_name -> assay.nodeadmin.v1.Node
 	10, // 5: assay.nodeadmin.v1.ListInventoryResponse.devices:type_name -> assay.nodeadmin.v1.Device
 	10, // 6: assay.nodeadmin.v1.AddInventoryRequest.devices:type_name -> assay.nodeadmin.v1.Device
-	3,  // 7: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
-	5,  // 8: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
-	6,  // 9: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
-	7,  // 10: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
-	8,  // 11: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
-	9,  // 12: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
-	11, // 13: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
-	13, // 14: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
-	15, // 15: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
-	17, // 16: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
-	4,  // 17: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
-	2,  // 18: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
-	2,  // 19: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
-	2,  // 20: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
-	2,  // 21: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
-	2,  // 22: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
-	12, // 23: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
-	14, // 24: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
-	16, // 25: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
-	18, // 26: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
-	17, // [17:27] is the sub-list for method output_type
-	7,  // [7:17] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	19, // 7: assay.nodeadmin.v1.CheckNodesResponse.refused:type_name -> assay.nodeadmin.v1.NodeFindings
+	20, // 8: assay.nodeadmin.v1.NodeFindings.findings:type_name -> assay.nodeadmin.v1.Finding
+	3,  // 9: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
+	5,  // 10: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
+	6,  // 11: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
+	7,  // 12: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
+	8,  // 13: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
+	9,  // 14: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
+	11, // 15: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
+	13, // 16: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
+	15, // 17: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
+	21, // 18: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
+	17, // 19: assay.nodeadmin.v1.NodeAdmin.CheckNodes:input_type -> assay.nodeadmin.v1.CheckNodesRequest
+	4,  // 20: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
+	2,  // 21: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
+	2,  // 22: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
+	2,  // 23: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
+	2,  // 24: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
+	2,  // 25: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
+	12, // 26: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
+	14, // 27: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
+	16, // 28: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
+	22, // 29: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
+	18, // 30: assay.nodeadmin.v1.NodeAdmin.CheckNodes:output_type -> assay.nodeadmin.v1.CheckNodesResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_assay_nodeadmin_nodeadmin_proto_init() }
@@ -1228,7 +1482,7 @@ func file_assay_nodeadmin_nodeadmin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_nodeadmin_nodeadmin_proto_rawDesc), len(file_assay_nodeadmin_nodeadmin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

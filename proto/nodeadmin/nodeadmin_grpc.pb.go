@@ -34,6 +34,7 @@ const (
 	NodeAdmin_AddInventory_FullMethodName    = "/assay.nodeadmin.v1.NodeAdmin/AddInventory"
 	NodeAdmin_RemoveInventory_FullMethodName = "/assay.nodeadmin.v1.NodeAdmin/RemoveInventory"
 	NodeAdmin_ListRoots_FullMethodName       = "/assay.nodeadmin.v1.NodeAdmin/ListRoots"
+	NodeAdmin_CheckNodes_FullMethodName      = "/assay.nodeadmin.v1.NodeAdmin/CheckNodes"
 )
 
 // NodeAdminClient is the client API for NodeAdmin service.
@@ -54,6 +55,9 @@ type NodeAdminClient interface {
 	RemoveInventory(ctx context.Context, in *RemoveInventoryRequest, opts ...grpc.CallOption) (*RemoveInventoryResponse, error)
 	// ListRoots returns what the server trusts for EK certificates.
 	ListRoots(ctx context.Context, in *ListRootsRequest, opts ...grpc.CallOption) (*ListRootsResponse, error)
+	// CheckNodes judges the admitted nodes with a TPM, as they were last seen, by the rules of their
+	// node groups, and changes nothing. Lists of files (IMA) are not judged: the server keeps no files.
+	CheckNodes(ctx context.Context, in *CheckNodesRequest, opts ...grpc.CallOption) (*CheckNodesResponse, error)
 }
 
 type nodeAdminClient struct {
@@ -164,6 +168,16 @@ func (c *nodeAdminClient) ListRoots(ctx context.Context, in *ListRootsRequest, o
 	return out, nil
 }
 
+func (c *nodeAdminClient) CheckNodes(ctx context.Context, in *CheckNodesRequest, opts ...grpc.CallOption) (*CheckNodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckNodesResponse)
+	err := c.cc.Invoke(ctx, NodeAdmin_CheckNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeAdminServer is the server API for NodeAdmin service.
 // All implementations must embed UnimplementedNodeAdminServer
 // for forward compatibility.
@@ -182,6 +196,9 @@ type NodeAdminServer interface {
 	RemoveInventory(context.Context, *RemoveInventoryRequest) (*RemoveInventoryResponse, error)
 	// ListRoots returns what the server trusts for EK certificates.
 	ListRoots(context.Context, *ListRootsRequest) (*ListRootsResponse, error)
+	// CheckNodes judges the admitted nodes with a TPM, as they were last seen, by the rules of their
+	// node groups, and changes nothing. Lists of files (IMA) are not judged: the server keeps no files.
+	CheckNodes(context.Context, *CheckNodesRequest) (*CheckNodesResponse, error)
 	mustEmbedUnimplementedNodeAdminServer()
 }
 
@@ -221,6 +238,9 @@ func (UnimplementedNodeAdminServer) RemoveInventory(context.Context, *RemoveInve
 }
 func (UnimplementedNodeAdminServer) ListRoots(context.Context, *ListRootsRequest) (*ListRootsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRoots not implemented")
+}
+func (UnimplementedNodeAdminServer) CheckNodes(context.Context, *CheckNodesRequest) (*CheckNodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckNodes not implemented")
 }
 func (UnimplementedNodeAdminServer) mustEmbedUnimplementedNodeAdminServer() {}
 func (UnimplementedNodeAdminServer) testEmbeddedByValue()                   {}
@@ -423,6 +443,24 @@ func _NodeAdmin_ListRoots_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeAdmin_CheckNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckNodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAdminServer).CheckNodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAdmin_CheckNodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAdminServer).CheckNodes(ctx, req.(*CheckNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeAdmin_ServiceDesc is the grpc.ServiceDesc for NodeAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -469,6 +507,10 @@ var NodeAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRoots",
 			Handler:    _NodeAdmin_ListRoots_Handler,
+		},
+		{
+			MethodName: "CheckNodes",
+			Handler:    _NodeAdmin_CheckNodes_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

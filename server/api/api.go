@@ -39,6 +39,7 @@ import (
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/tpm/policy"
 )
 
 // Entries is what the API needs of server/entries.
@@ -109,6 +110,8 @@ type Config struct {
 	Inventory   Inventory
 	// Continuous attestation of nodes that have a TPM; nil asks none of them again.
 	Continuous Continuous
+	// Check judges a node by the rules of the named group, or of its own for "".
+	Check func(n *nodes.Node, group string) ([]policy.Finding, error)
 	// EKRoots are the CAs of TPM makers that attestors trust, to show.
 	EKRoots []*x509.Certificate
 	// Attestors by their type.

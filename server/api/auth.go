@@ -89,6 +89,7 @@ var permissions = map[string]access{
 	"/assay.nodeadmin.v1.NodeAdmin/AddInventory":    operators,
 	"/assay.nodeadmin.v1.NodeAdmin/RemoveInventory": operators,
 	"/assay.nodeadmin.v1.NodeAdmin/ListRoots":       operators,
+	"/assay.nodeadmin.v1.NodeAdmin/CheckNodes":      operators,
 
 	"/spire.api.server.debug.v1.Debug/GetInfo": local,
 	"/grpc.health.v1.Health/Check":             local,

@@ -196,3 +196,27 @@ func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest)
 	}
 	return resp, nil
 }
+
+// CheckNodes tells which nodes the present rules would refuse, and why.
+func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodesRequest) (*adminv1.CheckNodesResponse, error) {
+	list, _, err := s.cfg.Nodes.List(nodes.Filter{AttestationType: tpm.AttestorType, State: nodes.StateAdmitted}, 0, "")
+	if err != nil {
+		return nil, rpcError(err)
+	}
+	resp := &adminv1.CheckNodesResponse{Judged: int32(len(list))}
+	for _, n := range list {
+		findings, err := s.cfg.Check(n, req.Group)
+		if err == nil && len(findings) == 0 {
+			continue
+		}
+		p := &adminv1.NodeFindings{SpiffeId: n.ID.String()}
+		if err != nil {
+			p.Error = err.Error()
+		}
+		for _, f := range findings {
+			p.Findings = append(p.Findings, &adminv1.Finding{Rule: f.Rule, Expected: f.Expected, Found: f.Found, Event: f.Event})
+		}
+		resp.Refused = append(resp.Refused, p)
+	}
+	return resp, nil
+}
