@@ -130,6 +130,29 @@ func testTampering(t *testing.T, s *Sensor) {
 	}
 }
 
+// testOldCalls: a program may use the numbers that system calls have for 32-bit programs, among
+// them those of harmless calls in 64 bits.
+func testOldCalls(t *testing.T, s *Sensor) {
+	if writes32 == nil {
+		return
+	}
+	p := start(t, "wait")
+	p.word(t)
+	f := p.open(t, "mem", os.O_RDWR)
+	_, err := f.Seek(int64(targetAddress()), 0)
+	check(err)
+	c := exec.Command(tiny(t, writes32))
+	c.ExtraFiles = []*os.File{f}
+	check(c.Run())
+	want := MemoryWritten
+	if s.Tier() == selectors.TierT1 {
+		want = MemoryOpened
+	}
+	if i := mustTask(t, s, p.pidfd).Integrity; i.Seen != want {
+		t.Errorf("integrity %+v after a write by a 32-bit call, want %v", i, want)
+	}
+}
+
 // testTamperingStays: over an execve, and in a child.
 func testTamperingStays(t *testing.T, s *Sensor) {
 	p := start(t, "later")

@@ -177,6 +177,10 @@ struct cgroup {
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
+struct thread_info {
+	unsigned long flags;
+	__u32 status; /* x86 */
+};
 struct io_uring_task;
 struct task_struct;
 struct mm_struct {
@@ -184,6 +188,7 @@ struct mm_struct {
 	struct task_struct *owner; /* CONFIG_MEMCG */
 };
 struct task_struct {
+	struct thread_info thread_info;
 	pid_t pid, tgid;
 	__u64 start_boottime;
 	unsigned int flags, ptrace, sessionid;

@@ -111,6 +111,7 @@ func TestSensor(t *testing.T) {
 		t.Run("SharedConnect", func(t *testing.T) { testSharedConnect(t, s) })
 	}
 	t.Run("Tampering", func(t *testing.T) { testTampering(t, s) })
+	t.Run("OldCalls", func(t *testing.T) { testOldCalls(t, s) })
 	t.Run("TamperingStays", func(t *testing.T) { testTamperingStays(t, s) })
 	t.Run("TracedExec", func(t *testing.T) { testTracedExec(t, s) })
 	t.Run("Credentials", func(t *testing.T) { testCredentials(t, s) })
@@ -141,7 +142,7 @@ func testSeededSelf(t *testing.T, s *Sensor) {
 	var st unix.Stat_t
 	check(unix.Stat("/proc/self/exe", &st))
 	x := task.Executable
-	if x.Inode != st.Ino || x.StatDevice() != st.Dev || x.Size != uint64(st.Size) || x.ChangeTime.UnixNano() != st.Ctim.Nano() || uint64(x.Links) != st.Nlink {
+	if x.Inode != st.Ino || x.StatDevice() != st.Dev || x.Size != uint64(st.Size) || x.ChangeTime.UnixNano() != st.Ctim.Nano() || uint64(x.Links) != uint64(st.Nlink) {
 		t.Errorf("executable %+v, stat says %+v", x, st)
 	}
 	if len(task.Ancestors) == 0 || task.Ancestors[0].Process.TGID != uint32(os.Getppid()) {

@@ -23,15 +23,6 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// Machine code of programs that do one thing only, much faster than anything with a runtime.
-var (
-	// executes itself: execve(argv[0], argv, environ), for ever.
-	execsItself = []byte("\x48\x8b\x7c\x24\x08\x48\x8d\x74\x24\x08\x48\x8b\x04\x24\x48\x8d\x54\xc4\x10\xb8\x3b\x00\x00\x00\x0f\x05" +
-		"\xbf\x01\x00\x00\x00\xb8\x3c\x00\x00\x00\x0f\x05")
-	// forks until the kernel refuses, as do its children, then pauses: a fork bomb.
-	forksItself = []byte("\xb8\x39\x00\x00\x00\x0f\x05\x85\xc0\x79\xf5\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7")
-)
-
 // tiny writes a static program: an ELF header, one loadable segment, and the code.
 func tiny(t *testing.T, code []byte) string {
 	t.Helper()
@@ -39,8 +30,8 @@ func tiny(t *testing.T, code []byte) string {
 	var b bytes.Buffer
 	b.WriteString("\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9))
 	for _, v := range []any{
-		uint16(2), uint16(62), uint32(1), uint64(base + header), uint64(64), uint64(0), uint32(0), uint16(64), uint16(56), uint16(1), uint16(64), uint16(0), uint16(0),
-		uint32(1), uint32(5), uint64(0), uint64(base), uint64(base), uint64(header + len(code)), uint64(header + len(code)), uint64(4096),
+		uint16(2), uint16(elfMachine), uint32(1), uint64(base + header), uint64(64), uint64(0), uint32(0), uint16(64), uint16(56), uint16(1), uint16(64), uint16(0), uint16(0),
+		uint32(1), uint32(5), uint64(0), uint64(base), uint64(base), uint64(header + len(code)), uint64(header + len(code)), uint64(1 << 16),
 	} {
 		check(binary.Write(&b, binary.LittleEndian, v))
 	}

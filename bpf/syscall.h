@@ -2,11 +2,14 @@
 /*
  * What a task is about to do to another one, by the number of its system call: the hooks that
  * see the access do not see its direction. x86-64 and arm64; anything else is OTHER, which
- * callers take as the worst. 32-bit numbers that coincide with those of reads do not access memory.
+ * callers take as the worst: also calls by 32-bit numbers, which a 64-bit program may make, too
+ * (x86: int 0x80, where 4 is write(2) and not stat(2)).
  */
 #pragma once
 
 #define PF_IO_WORKER 0x10
+#define TS_COMPAT 2           /* x86: this call is by a 32-bit number */
+#define TIF_32BIT (1ul << 22) /* arm64: this is a 32-bit program */
 
 enum access { OTHER, READ, WRITE, ATTACH, READ_VM, WRITE_VM, TAKE_DESCRIPTOR, OPEN };
 
@@ -86,12 +89,19 @@ static __always_inline enum access access_arm64(long nr)
 	return OTHER;
 }
 
+static __always_inline int is_32bit(struct task_struct *t)
+{
+	if (bpf_core_field_exists(t->thread_info.status))
+		return BPF_CORE_READ(t, thread_info.status) & TS_COMPAT;
+	return !!(BPF_CORE_READ(t, thread_info.flags) & TIF_32BIT);
+}
+
 static __always_inline enum access current_access(struct task_struct *t)
 {
 	struct pt_regs___x86 *x86 = (void *)bpf_task_pt_regs(t);
 	struct pt_regs___arm64 *arm64 = (void *)x86;
-	if (BPF_CORE_READ(t, flags) & PF_IO_WORKER)
-		return OTHER; /* its registers are of another call */
+	if (BPF_CORE_READ(t, flags) & PF_IO_WORKER || is_32bit(t))
+		return OTHER; /* a worker's registers are of another call */
 	if (bpf_core_field_exists(x86->orig_ax))
 		return access_x86(BPF_CORE_READ(x86, orig_ax));
 	if (bpf_core_field_exists(arm64->syscallno))

@@ -175,7 +175,7 @@ var stolen = []byte("stolen")
 // forkAndWrite forks without execve: the child is the same image in another process. It may
 // only issue raw system calls.
 func forkAndWrite(fd int) {
-	pid, _, errno := syscall.RawSyscall(syscall.SYS_FORK, 0, 0, 0)
+	pid, _, errno := syscall.RawSyscall(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0)
 	if errno != 0 {
 		panic(errno)
 	}
