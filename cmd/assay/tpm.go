@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -65,7 +66,7 @@ func readEK(ctx context.Context, path string) (report ekReport, err error) {
 		return report, err
 	}
 	report = ekReport{EKHash: fmt.Sprintf("%x", hash), Certificates: []caText{}}
-	key, err := d.NewKey([32]byte{})
+	key, err := anyKey(d)
 	if err != nil {
 		return report, err
 	}
@@ -81,6 +82,15 @@ func readEK(ctx context.Context, path string) (report ekReport, err error) {
 		report.Certificates = append(report.Certificates, describe(cert))
 	}
 	return report, nil
+}
+
+// anyKey makes a key that nobody uses, where the device wants one.
+func anyKey(d *device.Device) (*device.Key, error) {
+	var unique [32]byte
+	if _, err := rand.Read(unique[:]); err != nil {
+		return nil, fmt.Errorf("random: %w", err)
+	}
+	return d.NewKey(unique)
 }
 
 // caText is a certificate for people.

@@ -107,7 +107,7 @@ func snapshot(ctx context.Context, path string) (s policy.Snapshot, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	key, err := d.NewKey([32]byte{})
+	key, err := anyKey(d)
 	if err != nil {
 		return s, err
 	}

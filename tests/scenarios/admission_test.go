@@ -128,12 +128,17 @@ func TestSuspend(t *testing.T) {
 	contains(t, "node show", shown, "suspended since", "by operator ", "a disk was replaced", "before", "admitted since", "assay node readmit "+m.NodeID)
 	eventually(t, "the agent to be cut off", func() bool { return !m.connected(t) })
 	eventually(t, "the agent's log to say why", func() bool { return strings.Contains(m.logs.String(), "a disk was replaced") })
+	if e := w.next(t, m); e.Code == "" || e.Code == "OK" {
+		t.Errorf("the stream of a suspended node's workload: %+v", e)
+	}
 	m.must(t, nil, "node", "readmit", m.NodeID)
 	eventually(t, "the agent to be back", func() bool { return m.connected(t) })
 	if m.serial(t) == serial {
 		t.Error("the node did not attest again")
 	}
-	w.quiet(t)
+	if e := m.startWorkload(t, self).next(t, m); len(e.IDs) != 1 {
+		t.Errorf("after the readmission: %+v", e)
+	}
 }
 
 // Inventories of the three forms go in, and come out as they can go in again.
