@@ -138,6 +138,11 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 	if a.conf.JoinToken != nil {
 		return upstream.JoinToken{Token: a.conf.JoinToken.Token}, func() {}, nil
 	}
+	if x := a.conf.X509POP; x != nil {
+		pop := &upstream.X509POP{CertificatePath: x.CertificatePath, PrivateKeyPath: x.PrivateKeyPath, IntermediatesPath: x.IntermediatesPath}
+		_, err := pop.Load() // what is wrong with the files shows at the start
+		return pop, func() {}, err
+	}
 	dev, err := device.Open(ctx, device.Config{Path: a.conf.TPM.Device, EK: a.conf.TPM.EK})
 	if err != nil {
 		return nil, nil, err

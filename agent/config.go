@@ -60,6 +60,7 @@ type Config struct {
 	// Exactly one of these says how the node proves which one it is.
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
+	X509POP   *X509POPConfig   `hcl:"x509pop,block"`
 }
 
 // TPMConfig is the block `tpm`.
@@ -74,6 +75,16 @@ type TPMConfig struct {
 // JoinTokenConfig is the block `join_token`.
 type JoinTokenConfig struct {
 	Token string `hcl:"token"`
+}
+
+// X509POPConfig is the block `x509pop`: SPIRE's node attestation by a certificate that the node has.
+type X509POPConfig struct {
+	// PrivateKeyPath is PEM with the RSA or ECDSA key of the certificate.
+	PrivateKeyPath string `hcl:"private_key_path"`
+	// CertificatePath is PEM, the node's certificate first; intermediates may follow.
+	CertificatePath string `hcl:"certificate_path"`
+	// IntermediatesPath is PEM with more intermediates.
+	IntermediatesPath string `hcl:"intermediates_path,optional"`
 }
 
 const defaultPinDir = "/sys/fs/bpf/assay"
@@ -128,8 +139,14 @@ func (c Config) prepare() (*prepared, error) {
 	if err := (bpf.Config{SocketNames: append([]string{filepath.Base(c.SocketPath)}, c.SocketNames...), ConnectFrom: c.ConnectFrom}).Validate(); err != nil {
 		return nil, err
 	}
-	if (c.TPM == nil) == (c.JoinToken == nil) {
-		return nil, errors.New("name exactly one way of attestation: a block tpm { } or a block join_token { token = \"…\" }")
+	ways := 0
+	for _, named := range []bool{c.TPM != nil, c.JoinToken != nil, c.X509POP != nil} {
+		if named {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return nil, errors.New("name exactly one way of attestation: a block tpm { }, a block join_token { token = \"…\" }, or a block x509pop { private_key_path = \"…\" certificate_path = \"…\" }")
 	}
 	if c.TPM != nil {
 		fallback(&c.TPM.Device, "/dev/tpmrm0")

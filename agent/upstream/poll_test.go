@@ -19,7 +19,7 @@ func TestServerOfSPIRE(t *testing.T) {
 	f.mu.Lock()
 	f.polled = []*types.Entry{workload("polled")}
 	f.mu.Unlock()
-	c, s, _ := f.run(&quoter{JoinToken: JoinToken{"x"}}, nil)
+	c, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [polled]")
 	f.mu.Lock()
 	f.polled = append(f.polled, workload("second"))

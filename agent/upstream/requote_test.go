@@ -83,7 +83,7 @@ func TestRequote(t *testing.T) {
 			}
 		}
 	}
-	a := &quoter{JoinToken: JoinToken{"x"}}
+	a := &quoter{JoinToken: JoinToken{Token: "x"}}
 	a.faults.Store(2)
 	_, s, _ := f.run(a, head{})
 	s.gets(t, "true [pushed]")
@@ -99,16 +99,19 @@ func TestRequote(t *testing.T) {
 // TestAttestAgain: the server can ask for a full attestation at any time; workloads notice nothing.
 func TestAttestAgain(t *testing.T) {
 	f := startFar(t, false)
-	var first atomic.Bool
+	booted := make(chan bool)
 	f.requote = func(st nodepb.Node_RequoteServer) error {
-		if ask(t, st); first.CompareAndSwap(false, true) {
+		ask(t, st)
+		select {
+		case <-booted:
 			return status.Error(codes.Aborted, "the machine was booted again")
+		case <-st.Context().Done():
+			return nil
 		}
-		<-st.Context().Done()
-		return nil
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{"x"}}, head{})
+	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, head{})
 	s.gets(t, "true [pushed]")
+	booted <- true
 	s.gets(t, "true [pushed]")
 	if n := f.attestations(); n != 2 {
 		t.Errorf("%d attestations, want 2", n)
@@ -136,7 +139,7 @@ func TestSuspended(t *testing.T) {
 			return nil
 		}
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{"x"}}, nil)
+	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [pushed]")
 	suspend <- true
 	began := time.Now()
@@ -161,7 +164,7 @@ func TestPending(t *testing.T) {
 		}
 		return nil
 	})
-	_, s, _ := f.run(JoinToken{"x"}, nil)
+	_, s, _ := f.run(JoinToken{Token: "x"}, nil)
 	s.gets(t, "true []")
 	s.gets(t, "true []")
 	s.gets(t, "true [pushed]")
@@ -175,24 +178,26 @@ func TestRefusedLater(t *testing.T) {
 	refuse := func([]byte, func([]byte) []byte) error {
 		return status.Error(codes.PermissionDenied, "PCR 4 is not the golden one")
 	}
-	var tries atomic.Int32
+	booted := make(chan bool)
 	f.requote = func(st nodepb.Node_RequoteServer) error {
-		if tries.Add(1) == 1 {
-			f.admits(refuse)
+		select {
+		case <-booted:
 			return status.Error(codes.Aborted, "booted again")
+		case <-st.Context().Done():
+			return nil
 		}
-		<-st.Context().Done()
-		return nil
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{"x"}}, nil)
+	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [pushed]")
+	f.admits(refuse)
+	booted <- true
 	s.gets(t, "true []")
 	f.admits(nil)
 	for got := ""; got != "true [pushed]"; {
 		got = <-s.entries
 	}
 	f.admits(refuse)
-	_, _, ended := f.run(JoinToken{"x"}, nil)
+	_, _, ended := f.run(JoinToken{Token: "x"}, nil)
 	if err := <-ended; !errors.Is(err, ErrNotAdmitted) {
 		t.Errorf("a node that never was admitted: %v", err)
 	}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package upstream
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/proto/x509pop"
+)
+
+func pemFile(t *testing.T, kind string, der ...[]byte) string {
+	t.Helper()
+	var out bytes.Buffer
+	for _, d := range der {
+		if err := pem.Encode(&out, &pem.Block{Type: kind, Bytes: d}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "pem")
+	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// popOf makes the files of a node whose certificate f signed.
+func popOf(t *testing.T, f *far, key crypto.Signer) (*X509POP, *x509.Certificate) {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := f.issue(f.ca, key.Public(), &x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature})
+	return &X509POP{CertificatePath: pemFile(t, "CERTIFICATE", cert.Raw, []byte("second")), PrivateKeyPath: pemFile(t, "PRIVATE KEY", der),
+		IntermediatesPath: pemFile(t, "CERTIFICATE", []byte("third"), []byte("fourth"))}, cert
+}
+
+func TestX509POP(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]crypto.Signer{"rsa": rsaKey, "ecdsa": newKey(t)} {
+		t.Run(name, func(t *testing.T) {
+			f := startFar(t, false)
+			pop, cert := popOf(t, f, key)
+			var proven atomic.Bool
+			f.admits(func(payload []byte, challenge func([]byte) []byte) error {
+				p, err := x509pop.Decode[x509pop.Payload](payload)
+				if err != nil || len(p.Certificates) != 4 || !bytes.Equal(p.Certificates[0], cert.Raw) || string(p.Certificates[3]) != "fourth" {
+					return status.Errorf(codes.InvalidArgument, "%d certificates, %v", len(p.Certificates), err)
+				}
+				c, err := x509pop.NewChallenge(cert, rand.Reader)
+				if err != nil {
+					return err
+				}
+				question, err := json.Marshal(c)
+				if err != nil {
+					return err
+				}
+				r, err := x509pop.Decode[x509pop.Response](challenge(question))
+				if err == nil {
+					err = x509pop.Verify(cert.PublicKey, c, r)
+				}
+				if err != nil {
+					return status.Error(codes.PermissionDenied, err.Error())
+				}
+				proven.Store(true)
+				return nil
+			})
+			c, s, _ := f.run(pop, nil)
+			s.gets(t, "true [pushed]")
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if !proven.Load() || key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(c.node.svid.PrivateKey.Public()) {
+				t.Error("the SVID is for the certificate's key")
+			}
+		})
+	}
+}
+
+func TestX509POPFiles(t *testing.T) {
+	f := startFar(t, false)
+	good, _ := popOf(t, f, newKey(t))
+	other, _ := popOf(t, f, newKey(t))
+	if _, err := good.Load(); err != nil {
+		t.Fatal(err)
+	}
+	for text, x := range map[string]*X509POP{
+		"does not match":                 {CertificatePath: good.CertificatePath, PrivateKeyPath: other.PrivateKeyPath},
+		"no such file":                   {CertificatePath: good.CertificatePath, PrivateKeyPath: "/nowhere"},
+		"holds no PEM":                   {CertificatePath: good.CertificatePath, PrivateKeyPath: good.PrivateKeyPath, IntermediatesPath: good.PrivateKeyPath},
+		"intermediates_path: open /none": {CertificatePath: good.CertificatePath, PrivateKeyPath: good.PrivateKeyPath, IntermediatesPath: "/none"},
+	} {
+		if _, err := x.Load(); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for _, challenge := range []string{"", "{}", `{"rsa_signature":{"nonce":""}}`} {
+		if _, _, err := good.Begin(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := good.Answer(t.Context(), []byte(challenge), nil); err == nil {
+			t.Errorf("%q is answered by %s", challenge, a)
+		}
+	}
+}
