@@ -23,7 +23,7 @@ type MappedFile struct {
 type Code struct {
 	// Files are distinct, in the order in which they were mapped; also those that were unmapped.
 	Files []MappedFile
-	// Overflow says that there are more files than are kept (64).
+	// Overflow says that there are more files than are kept (60).
 	Overflow bool
 	// AnonymousExec says that memory which is no unchanged file was made executable (JIT, or an
 	// attack). Executable stacks are not seen.
@@ -34,7 +34,7 @@ type Code struct {
 
 const (
 	inodeStateSize = 16
-	mappedFiles    = 64
+	mappedFiles    = 60
 	codeSize       = 8 + mappedFiles*32
 )
 

@@ -48,7 +48,7 @@ func playRole(role string) {
 		say("ready")
 		wait()
 		fmt.Println(fork())
-		select {}
+		wait()
 	case "load":
 		playLoad()
 	case "bomb":

@@ -131,7 +131,7 @@ func seesAgain(t *testing.T, s *Sensor) {
 func TestForkBomb(t *testing.T) {
 	const (
 		processes, rounds = 3000, 6
-		perProcess        = 4096 // bytes; a task_record and its storage take 1.2 KiB, the rest waits to be freed
+		perProcess        = 6144 // bytes; a task_record takes 1 KiB, a code_record (T1) 2 KiB, the rest waits to be freed
 	)
 	pins := filepath.Join(bpffs(t), "assay")
 	group, usage := memoryCgroup(t)

@@ -4,7 +4,9 @@ package caller
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,20 +15,35 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-func startPeers(t testing.TB) *agent {
+// withPeers runs a test at T3. Before Linux 6.5 there is no such tier, and NewPeers must say so.
+func withPeers[T testing.TB](t T, test func(T, *agent)) {
 	t.Helper()
 	p, err := NewPeers()
-	if err != nil && os.Getenv("ASSAY_NO_SKIP") != "1" {
-		t.Skip(err)
-	} else if err != nil {
+	if before6_5() {
+		if err == nil || !strings.Contains(err.Error(), "boot Linux 6.5 or later") {
+			t.Errorf("tier t3 on an old kernel: %v", err)
+		}
+		return
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	return listen(t, &agent{binder: p})
+	test(t, listen(t, &agent{binder: p}))
+}
+
+func before6_5() bool {
+	var u unix.Utsname
+	check(unix.Uname(&u))
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	check(err)
+	return major < 6 || major == 6 && minor < 5
 }
 
 // TestPeers runs at T3 what is seen there.
-func TestPeers(t *testing.T) {
-	a := startPeers(t)
+func TestPeers(t *testing.T) { withPeers(t, testPeers) }
+
+func testPeers(t *testing.T, a *agent) {
 	for name, test := range map[string]func(*testing.T, *agent){
 		"Served": testServed, "Exit": testExit, "Exec": testExec, "Fork": testFork, "Descriptors": testDescriptors, "Spawning": testSpawning,
 		"GRPC": testGRPC, "SecondAgent": testSecondAgent, "CloseLetsGo": testCloseLetsGo,
@@ -97,8 +114,9 @@ func testPeerFacts(t *testing.T, a *agent) {
 }
 
 // TestPeersOfTheDead: a socket whose client is gone names nobody.
-func TestPeersOfTheDead(t *testing.T) {
-	a := startPeers(t)
+func TestPeersOfTheDead(t *testing.T) { withPeers(t, testPeersOfTheDead) }
+
+func testPeersOfTheDead(t *testing.T, a *agent) {
 	p := start(t, "client", a.path)
 	p.word()
 	p.stop()
@@ -114,10 +132,13 @@ func TestPeersOfTheDead(t *testing.T) {
 }
 
 // TestPeersRacePIDReuse: an impostor by number is never named at T3, either.
-func TestPeersRacePIDReuse(t *testing.T) { racePIDReuse(t, startPeers(t)) }
+func TestPeersRacePIDReuse(t *testing.T) {
+	withPeers(t, func(t *testing.T, a *agent) { racePIDReuse(t, a) })
+}
 
-func BenchmarkPeersCheck(b *testing.B) {
-	a := startPeers(b)
+func BenchmarkPeersCheck(b *testing.B) { withPeers(b, benchmarkPeersCheck) }
+
+func benchmarkPeersCheck(b *testing.B, a *agent) {
 	_, _, c := a.client(b)
 	for b.Loop() {
 		if err := c.Check(); err != nil {
