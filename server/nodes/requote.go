@@ -132,7 +132,10 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 	defer c.end(w, r)
 	var waiting chan error // who asked for this round
 	for {
-		err := c.round(ctx, id, w, r)
+		err := c.standing(id)
+		if err == nil {
+			err = c.round(ctx, id, w, r)
+		}
 		if waiting != nil {
 			waiting <- err
 		}
@@ -261,6 +264,18 @@ func (c *Continuous) suspend(ctx context.Context, id spiffeid.ID, by, reason str
 	if err := c.Nodes.Suspend(ctx, id, reason, by); err != nil && !errors.As(err, &state) {
 		return fmt.Errorf("suspending %s: %w", id, err)
 	}
+	w := c.of(id)
+	w.mu.Lock()
+	w.fresh = time.Time{}
+	w.mu.Unlock()
+	if err := c.standing(id); err != nil {
+		return err
+	}
+	return &DeniedError{Agent: id, Reason: NotActive}
+}
+
+// standing returns the *DeniedError for a node that is not admitted.
+func (c *Continuous) standing(id spiffeid.ID) error {
 	n := c.Nodes.Get(id)
 	if n == nil {
 		return &DeniedError{Agent: id, Reason: NotAttested}
@@ -268,5 +283,5 @@ func (c *Continuous) suspend(ctx context.Context, id spiffeid.ID, by, reason str
 	if d := c.Nodes.denial(n); d != nil {
 		return d
 	}
-	return &DeniedError{Agent: id, Reason: NotActive}
+	return nil
 }

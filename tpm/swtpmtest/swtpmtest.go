@@ -114,6 +114,19 @@ func start(t testing.TB, from *template, ca, name string) *TPM {
 	return tpm
 }
 
+// Copy starts a copy of the TPM as it is on disk, as somebody who can read that disk would.
+func (p *TPM) Copy() *TPM {
+	p.t.Helper()
+	dir, err := os.MkdirTemp("", "assay-tpm-")
+	check(p.t, err)
+	p.t.Cleanup(func() { check(p.t, os.RemoveAll(dir)) })
+	check(p.t, swtpm.Clone(dir, p.dir))
+	c := &TPM{CAPEM: p.CAPEM, CA: p.CA, t: p.t, dir: dir}
+	p.t.Cleanup(c.Off)
+	c.On()
+	return c
+}
+
 // On powers the TPM on.
 func (p *TPM) On() {
 	p.t.Helper()
