@@ -42,6 +42,9 @@ type Options struct {
 	TPM, EKCA string
 	// ServerOnly starts the server alone, for nodes elsewhere; EKCA vouches for their TPMs.
 	ServerOnly bool
+	// ElsewhereAddress and ElsewhereBundle (PEM) are of a server that runs already: the agent alone is
+	// started, and no TPM made.
+	ElsewhereAddress, ElsewhereBundle string
 	// Server and Agent are more lines for the configuration files.
 	Server, Agent string
 	// Log takes the logs of both.
@@ -79,8 +82,11 @@ func Start(ctx context.Context, o Options) (env *Env, err error) {
 		}
 	}()
 	steps := []func(context.Context) error{e.makeDir, e.mountBPF, e.makeTPM, e.StartServer, e.StartAgent}
-	if o.ServerOnly {
+	switch {
+	case o.ServerOnly:
 		steps = []func(context.Context) error{e.makeDir, e.StartServer}
+	case o.ElsewhereAddress != "":
+		steps = []func(context.Context) error{e.makeDir, e.mountBPF, e.findServer, e.StartAgent}
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -165,6 +171,12 @@ func (e *Env) makeTPM(ctx context.Context) error {
 	return nil
 }
 
+// findServer lets the agent know the server that runs elsewhere.
+func (e *Env) findServer(context.Context) error {
+	e.ServerAddress = e.opts.ElsewhereAddress
+	return os.WriteFile(e.path("bundle.pem"), []byte(e.opts.ElsewhereBundle), 0o644)
+}
+
 // StartServer starts the server, or starts it again after StopServer.
 func (e *Env) StartServer(ctx context.Context) error {
 	if e.ServerAddress == "" {
@@ -245,7 +257,7 @@ func (e *Env) ServerConfig() string {
 func (e *Env) AgentConfig() string {
 	conf := fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = %q\ndata_dir = %q\nsocket_path = %q\nadmin_socket_path = %q\npin_dir = %q\n",
 		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("data/agent"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
-	if !strings.Contains(e.opts.Agent, "join_token") {
+	if !strings.Contains(e.opts.Agent, "join_token") && !strings.Contains(e.opts.Agent, "x509pop") {
 		conf += fmt.Sprintf("tpm {\n  device = %q\n}\n", e.opts.TPM)
 	}
 	return conf + e.opts.Agent + "\n"

@@ -135,20 +135,38 @@ plugins {
 	return "unix://" + socket
 }
 
-// register makes an entry below a parent for processes of root.
-func register(t *testing.T, env *dev.Env, parent, path string) {
+// register makes an entry for an agent's workloads on the server behind a private socket, and
+// returns its id.
+func register(t *testing.T, socket, agent, path string, selectors ...string) string {
 	t.Helper()
-	conn, err := dev.Dial(env.ServerSocket)
+	conn, err := dev.Dial(socket)
 	fatal(t, err)
 	defer conn.Close()
-	id := &types.SPIFFEID{TrustDomain: trustDomain, Path: strings.TrimPrefix(parent, "spiffe://"+trustDomain)}
-	r, err := entryv1.NewEntryClient(conn).BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{
-		ParentId: id, SpiffeId: &types.SPIFFEID{TrustDomain: trustDomain, Path: path}, Selectors: []*types.Selector{{Type: "unix", Value: "uid:0"}},
-	}}})
+	e := &types.Entry{
+		ParentId: &types.SPIFFEID{TrustDomain: trustDomain, Path: strings.TrimPrefix(agent, "spiffe://"+trustDomain)},
+		SpiffeId: &types.SPIFFEID{TrustDomain: trustDomain, Path: path},
+	}
+	for _, text := range selectors {
+		kind, value, _ := strings.Cut(text, ":")
+		e.Selectors = append(e.Selectors, &types.Selector{Type: kind, Value: value})
+	}
+	r, err := entryv1.NewEntryClient(conn).BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{e}})
 	fatal(t, err)
 	if s := r.Results[0].Status; s.Code != 0 {
 		t.Fatal(s.Message)
 	}
+	return r.Results[0].Entry.Id
+}
+
+// joinToken makes a token on the server behind a private socket.
+func joinToken(t *testing.T, socket string) string {
+	t.Helper()
+	conn, err := dev.Dial(socket)
+	fatal(t, err)
+	defer conn.Close()
+	token, err := agentv1.NewAgentClient(conn).CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: 600})
+	fatal(t, err)
+	return token.Value
 }
 
 // fetch waits until a Workload API gives an SVID, as clients do.
@@ -170,22 +188,4 @@ func fetch(t *testing.T, address string) *x509svid.SVID {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-// TestSPIREAgentJoinToken: SPIRE's agent attests to our server with a token and serves a
-// workload. It sends no evidence, so the operator must allow it.
-func TestSPIREAgentJoinToken(t *testing.T) {
-	env := server(t, dev.Options{Server: `allow_without_evidence = ["join_token"]`})
-	conn, err := dev.Dial(env.ServerSocket)
-	fatal(t, err)
-	defer conn.Close()
-	token, err := agentv1.NewAgentClient(conn).CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: 600})
-	fatal(t, err)
-	address := spireAgent(t, env, `  NodeAttestor "join_token" { plugin_data {} }`, "-joinToken", token.Value)
-	register(t, env, "spiffe://"+trustDomain+"/spire/agent/join_token/"+token.Value, "/by-spire-agent")
-	svid := fetch(t, address)
-	if want := "spiffe://" + trustDomain + "/by-spire-agent"; svid.ID.String() != want {
-		t.Errorf("SVID for %s, want %s", svid.ID, want)
-	}
-	t.Logf("SPIRE's agent, attested by join_token, gave %s", svid.ID)
 }
