@@ -57,9 +57,10 @@ type honest struct {
 	quoted  bool
 }
 
-func (w *watch) agent(p *swtpmtest.TPM, logs *device.Logs) *honest {
+func (w *watch) agent(p *swtpmtest.TPM, logs swtpmtest.Logs) *honest {
 	w.t.Helper()
-	d, err := device.Open(w.t.Context(), device.Config{Path: p.Path, Logs: logs})
+	files := device.Logs(logs)
+	d, err := device.Open(w.t.Context(), device.Config{Path: p.Path, Logs: &files})
 	must(w.t, err)
 	w.t.Cleanup(func() { d.Close() })
 	a := &honest{w: w, device: d}
@@ -159,7 +160,7 @@ func booted(t *testing.T, like string, group func(*swtpmtest.Machine) *policy.Gr
 		rules.Groups["default"] = group(m)
 	}
 	w := newWatch(t, m.TPM, rules)
-	a := w.agent(m.TPM, &m.Logs)
+	a := w.agent(m.TPM, m.Logs)
 	must(t, a.attest(t.Context()))
 	return m, a
 }
@@ -259,7 +260,7 @@ func TestPhasesOfTheBootAreNoDrift(t *testing.T) {
 func TestRebootAttestsAgain(t *testing.T) {
 	p := swtpmtest.New(t)
 	w := newWatch(t, p, nil)
-	a := w.agent(p, nil)
+	a := w.agent(p, swtpmtest.Logs{})
 	must(t, a.attest(t.Context()))
 	end, _ := a.watched()
 	p.Off()
@@ -287,7 +288,7 @@ func TestRebootAttestsAgain(t *testing.T) {
 func TestClones(t *testing.T) {
 	p := swtpmtest.New(t)
 	w := newWatch(t, p, nil)
-	a := w.agent(p, nil)
+	a := w.agent(p, swtpmtest.Logs{})
 	must(t, a.attest(t.Context()))
 	end, stop := a.watched()
 	defer stop()
@@ -298,7 +299,7 @@ func TestClones(t *testing.T) {
 	must(t, a.attest(t.Context()))
 	end, _ = a.watched()
 
-	clone := w.agent(copied, nil)
+	clone := w.agent(copied, swtpmtest.Logs{})
 	err := clone.attest(t.Context())
 	denied(t, err, Suspended)
 	n := w.registry.Get(a.id)
@@ -323,10 +324,10 @@ func TestClones(t *testing.T) {
 func TestTwoSessions(t *testing.T) {
 	p := swtpmtest.New(t)
 	w := newWatch(t, p, nil)
-	a := w.agent(p, nil)
+	a := w.agent(p, swtpmtest.Logs{})
 	must(t, a.attest(t.Context()))
 	_, stop := a.watched()
-	twin := w.agent(p, nil) // same TPM, same counters, another agent
+	twin := w.agent(p, swtpmtest.Logs{}) // same TPM, same counters, another agent
 	twin.id = a.id
 	denied(t, twin.attest(t.Context()), Suspended)
 	if n := w.registry.Get(a.id); n.By != ByClone || !strings.Contains(n.Standing.Reason, "two agents answer") {
@@ -345,7 +346,7 @@ func TestTwoSessions(t *testing.T) {
 func TestRenewal(t *testing.T) {
 	p := swtpmtest.New(t)
 	w := newWatch(t, p, nil)
-	a := w.agent(p, nil)
+	a := w.agent(p, swtpmtest.Logs{})
 	for range 3 {
 		must(t, a.attest(t.Context()))
 		end, stop := a.watched()
@@ -358,7 +359,7 @@ func TestRulesAtAttestation(t *testing.T) {
 	m := swtpmtest.New(t).Boot("direct")
 	rules := &Rules{Groups: map[string]*policy.Group{"default": {Name: "default", SecureBoot: true, Arguments: []string{"quiet"}}}}
 	w := newWatch(t, m.TPM, rules)
-	a := w.agent(m.TPM, &m.Logs)
+	a := w.agent(m.TPM, m.Logs)
 	err := a.attest(t.Context())
 	var e *AttestError
 	if !errors.As(err, &e) || e.Fault != FaultRefused {
@@ -411,7 +412,7 @@ func TestPendingTPM(t *testing.T) {
 	m := swtpmtest.Foreign(t).Boot("direct")
 	w := newWatch(t, m.TPM, nil)
 	w.attestor.Policy = &verify.Policy{Pending: true}
-	a := w.agent(m.TPM, &m.Logs)
+	a := w.agent(m.TPM, m.Logs)
 	hello, err := a.device.Hello(a.key)
 	must(t, err)
 	payload, err := tpm.Encode(hello)

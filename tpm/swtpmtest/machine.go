@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
-	"github.com/assay-id/assay/tpm/device"
 	"github.com/assay-id/assay/tpm/eventlog"
 	"github.com/assay-id/assay/tpm/ima"
 )
@@ -24,9 +23,11 @@ import (
 // genuine boot, and its TPM's PCRs are extended as that machine's were.
 type Machine struct {
 	*TPM
-	// Logs are files, for tpm/device.
-	Logs device.Logs
+	Logs
 }
+
+// Logs are files, in the shape of tpm/device.Logs: converted, they are that.
+type Logs struct{ Boot, IMA, CommandLine, Program string }
 
 const plain = "console=ttyS0 panic=-1 rootfstype=ramfs ima_policy=tcb ima_hash=sha256"
 
@@ -46,7 +47,7 @@ func (p *TPM) Boot(like string) *Machine {
 	}
 	files := p.read(data, "ima", "testdata", like, "binary_runtime_measurements")
 	commandLine := map[string]string{"direct": plain + "  initrd=initrd", "uki": plain, "secure": "BOOT_IMAGE=/vmlinuz " + plain}[like]
-	m := &Machine{TPM: p, Logs: device.Logs{
+	m := &Machine{TPM: p, Logs: Logs{
 		Boot: p.write("boot", log), CommandLine: p.write("cmdline", []byte(commandLine+"\n")), IMA: p.write("ima", nil), Program: "/proc/self/exe",
 	}}
 	for len(files) > 0 {
@@ -94,7 +95,7 @@ func Entry(file [32]byte, name string) []byte {
 // measured appends an entry to the log and extends PCR 10, in the kernel's order.
 func (m *Machine) measured(entry []byte) {
 	m.t.Helper()
-	f, err := os.OpenFile(m.Logs.IMA, os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(m.IMA, os.O_APPEND|os.O_WRONLY, 0)
 	check(m.t, err)
 	_, err = f.Write(entry)
 	check(m.t, err)
@@ -127,7 +128,7 @@ func (p *TPM) Extend(pcr int, digest [32]byte) {
 func (m *Machine) Learned() *ima.AllowList {
 	m.t.Helper()
 	var pcr10 ima.Digest
-	log := m.read(m.Logs.IMA)
+	log := m.read(m.IMA)
 	for rest := log; len(rest) > 0; rest = rest[len(nextEntry(rest)):] {
 		pcr10 = ima.Digest(eventlog.Extend(eventlog.Digest(pcr10), extends(nextEntry(rest))))
 	}
