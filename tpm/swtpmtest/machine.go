@@ -23,7 +23,7 @@ import (
 // genuine boot, and its TPM's PCRs are extended as that machine's were.
 type Machine struct {
 	*TPM
-	Logs
+	Logs Logs
 }
 
 // Logs are files, in the shape of tpm/device.Logs: converted, they are that.
@@ -95,7 +95,7 @@ func Entry(file [32]byte, name string) []byte {
 // measured appends an entry to the log and extends PCR 10, in the kernel's order.
 func (m *Machine) measured(entry []byte) {
 	m.t.Helper()
-	f, err := os.OpenFile(m.IMA, os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(m.Logs.IMA, os.O_APPEND|os.O_WRONLY, 0)
 	check(m.t, err)
 	_, err = f.Write(entry)
 	check(m.t, err)
@@ -128,7 +128,7 @@ func (p *TPM) Extend(pcr int, digest [32]byte) {
 func (m *Machine) Learned() *ima.AllowList {
 	m.t.Helper()
 	var pcr10 ima.Digest
-	log := m.read(m.IMA)
+	log := m.read(m.Logs.IMA)
 	for rest := log; len(rest) > 0; rest = rest[len(nextEntry(rest)):] {
 		pcr10 = ima.Digest(eventlog.Extend(eventlog.Digest(pcr10), extends(nextEntry(rest))))
 	}
