@@ -67,6 +67,9 @@ func (c *Continuous) judge(ctx context.Context, id spiffeid.ID, w *watched, r *r
 		}
 		return err
 	}
+	if w.state.History == (tpm.History{}) {
+		c.compareFormer(id, history, next.Former)
+	}
 	now := c.Now()
 	next.QuotedAt = now.UTC()
 	keep := now.Sub(w.kept) >= keepEvery

@@ -86,6 +86,7 @@ func (t *TPM) admit(ctx context.Context, id spiffeid.ID, v *verify.Verdict) (Att
 			return Attestation{}, t.Continuous.refuse(ctx, id, findings)
 		}
 	}
+	state.Former = t.Continuous.vouched(id)
 	a.Selectors, a.TPM = selectors.DeriveNode(&state.Facts), state
 	return a, nil
 }

@@ -39,6 +39,8 @@ type TPMState struct {
 	Group string `json:"group,omitempty"`
 	// History is what the agent had delivered at the last quote.
 	History tpm.History `json:"history,omitzero"`
+	// Former is the longest history that the TPM vouched for before this attestation.
+	Former *Anchor `json:"former,omitempty"`
 }
 
 // maxKeptLog bounds a log in a record, deflated.
