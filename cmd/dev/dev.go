@@ -45,8 +45,8 @@ type Options struct {
 	// ElsewhereAddress and ElsewhereBundle (PEM) are of a server that runs already: the agent alone is
 	// started, and no TPM made.
 	ElsewhereAddress, ElsewhereBundle string
-	// Server and Agent are more lines for the configuration files.
-	Server, Agent string
+	// Server and Agent are more lines for the configuration files, ServerTPM for the server's block tpm.
+	Server, ServerTPM, Agent string
 	// Log takes the logs of both.
 	Log io.Writer
 }
@@ -249,8 +249,8 @@ func (e *Env) StartAgent(ctx context.Context) error {
 // ServerConfig is the text of the server's configuration file.
 func (e *Env) ServerConfig() string {
 	_, port, _ := net.SplitHostPort(e.ServerAddress)
-	return fmt.Sprintf("trust_domain = %q\nbind_address = \"127.0.0.1\"\nbind_port = %s\nsocket_path = %q\ndata_dir = %q\nlog_level = \"debug\"\ntpm {\n  ek_ca_path = %q\n}\njoin_token {}\n%s\n",
-		e.TrustDomain, port, e.ServerSocket, e.path("data/server"), e.opts.EKCA, e.opts.Server)
+	return fmt.Sprintf("trust_domain = %q\nbind_address = \"127.0.0.1\"\nbind_port = %s\nsocket_path = %q\ndata_dir = %q\nlog_level = \"debug\"\ntpm {\n  ek_ca_path = %q\n%s\n}\njoin_token {}\n%s\n",
+		e.TrustDomain, port, e.ServerSocket, e.path("data/server"), e.opts.EKCA, e.opts.ServerTPM, e.opts.Server)
 }
 
 // AgentConfig is the text of the agent's configuration file.

@@ -5,6 +5,7 @@ package measured
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up; route add default gw 10.0.2.2
 mkdir -p /run/assay /tmp/data
 stty raw -echo </dev/ttyS1
 exec 3<>/dev/ttyS1
-assay-agent run --config /assay/agent.hcl >/tmp/agent.log 2>&1 &
+` + startAgent + `
 echo "SHELL ready" >&3
 while read -r command <&3; do eval "$command" >&3 2>&1; echo "SHELL done" >&3; done
 `
@@ -64,7 +65,7 @@ func newLab(t *testing.T) *lab {
 	fatal(t, err)
 	t.Cleanup(func() { l.console.Close() })
 
-	l.server, err = dev.Start(t.Context(), dev.Options{Bin: filepath.Join(root, "bin"), ServerOnly: true, EKCA: ca, Log: l.console})
+	l.server, err = dev.Start(t.Context(), dev.Options{Bin: filepath.Join(root, "bin"), ServerOnly: true, EKCA: ca, ServerTPM: "requote_interval = \"" + interval.String() + "\"", Log: l.console})
 	fatal(t, err)
 	t.Cleanup(func() { fatal(t, l.server.Close()) })
 
@@ -149,18 +150,147 @@ func fatal(t *testing.T, err error) {
 	}
 }
 
-// TestJoin: the machine joins in each of the ways to boot.
-func TestJoin(t *testing.T) {
+const (
+	// interval between quotes; the default is a minute.
+	interval   = 5 * time.Second
+	startAgent = "assay-agent run --config /assay/agent.hcl >/tmp/agent.log 2>&1 &"
+	awaitAgent = "i=0; while [ $i -lt 120 ] && ! grep -q -e 'node has an identity' -e 'did not admit' /tmp/agent.log; do sleep 0.5; i=$((i+1)); done; cat /tmp/agent.log"
+)
+
+// TestBoots: for each way to boot, a machine is learnt as the golden one and admitted by that; the
+// same machine with one byte of its command line or initial RAM disk changed is refused, and the
+// event that shows it is named. A program that nobody listed suspends the node.
+func TestBoots(t *testing.T) {
 	l := newLab(t)
 	for _, w := range Ways {
 		t.Run(w.Name, func(t *testing.T) {
 			began := time.Now()
 			m := l.boot(t, w, l.software)
-			t.Logf("a shell after %s", time.Since(began).Round(time.Second))
-			out, err := m.Do(t.Context(), "i=0; while [ $i -lt 60 ] && ! grep -q 'node has an identity' /tmp/agent.log; do sleep 1; i=$((i+1)); done; cat /tmp/agent.log; ls /sys/kernel/security/ima /sys/kernel/security/tpm0; cat /sys/kernel/security/lockdown")
-			fatal(t, err)
-			t.Log(out)
-			t.Log(l.assay(t, "node", "list"))
+			t.Logf("genuine: a shell after %s", time.Since(began).Round(time.Second))
+			l.learn(t, m, w)
+			l.isAdmitted(t, m, w)
+			if w.Name == "direct" {
+				l.drifts(t, m)
+			}
+			m.Kill()
+			changed := l.software
+			changed.CommandLine = strings.Replace(commandLine, "quiet", "quieT", 1)
+			l.isRefused(t, w, changed, "command_lines", "quieT")
+			if w.Name == "direct" {
+				changed = l.software
+				changed.Initrd = l.longer(t)
+				l.isRefused(t, w, changed, "initrds", "PCR 9 event")
+			}
 		})
 	}
+}
+
+// learn makes the machine that runs the golden one of the server's default group.
+func (l *lab) learn(t *testing.T, m *Machine, w Way) {
+	t.Helper()
+	out, err := m.Do(t.Context(), awaitAgent)
+	fatal(t, err)
+	if !strings.Contains(out, "node has an identity") {
+		t.Fatalf("not admitted before there was a rule:\n%s", out)
+	}
+	said, err := m.Do(t.Context(), "assay tpm learn --golden /tmp/golden.json --ima /tmp/files.sha256; cat /proc/cmdline")
+	fatal(t, err)
+	golden, err := m.Do(t.Context(), "cat /tmp/golden.json")
+	fatal(t, err)
+	files, err := m.Do(t.Context(), "cat /tmp/files.sha256")
+	fatal(t, err)
+	path := filepath.Join(l.dir, w.Name)
+	fatal(t, os.WriteFile(path+".json", []byte(golden), 0o644))
+	fatal(t, os.WriteFile(path+".sha256", []byte(files), 0o644))
+	initrd, err := os.ReadFile(l.software.Initrd)
+	fatal(t, err)
+	rules := fmt.Sprintf("node_group \"default\" {\n golden = %q\n command_lines = [%q]\n initrds = [\"%x\"]\n ima_allow = [%q]\n no_violations = true\n",
+		path+".json", strings.TrimSpace(said), sha256.Sum256(initrd), path+".sha256")
+	if w.Secure {
+		rules += " secure_boot = true\n"
+	}
+	fatal(t, l.server.StopServer())
+	l.server.SetServer(rules + "}")
+	fatal(t, l.server.StartServer(t.Context()))
+}
+
+// isAdmitted has the machine attest anew under the rules.
+func (l *lab) isAdmitted(t *testing.T, m *Machine, w Way) {
+	t.Helper()
+	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; "+startAgent+" "+awaitAgent)
+	fatal(t, err)
+	if !strings.Contains(out, "node has an identity") {
+		t.Fatalf("not admitted under the rules learnt from itself:\n%s", out)
+	}
+	shown := l.assay(t, "node", "show", l.node(t))
+	wants := []string{"admitted", "tpm:cmdline:has:ima_policy=tcb", "tpm:ima:boot-aggregate-ok", "tpm:ima:no-violations", "tpm:ima:allowlist:" + w.Name, "tpm:initrd:", "tpm:secureboot:disabled"}
+	if w.Secure {
+		wants[len(wants)-1] = "tpm:secureboot:enabled"
+	}
+	for _, want := range wants {
+		if !strings.Contains(shown, want) {
+			t.Errorf("the node has no %s:\n%s", want, shown)
+		}
+	}
+}
+
+// node is the SPIFFE ID of the only node.
+func (l *lab) node(t *testing.T) string {
+	t.Helper()
+	id, _, _ := strings.Cut(l.assay(t, "node", "list"), "\n")
+	return strings.TrimSpace(id)
+}
+
+// drifts runs a program that is in no list, and waits for what the server does about it.
+func (l *lab) drifts(t *testing.T, m *Machine) {
+	t.Helper()
+	_, err := m.Do(t.Context(), "cp /bin/busybox /unlisted; echo >>/unlisted; /unlisted true")
+	fatal(t, err)
+	began := time.Now()
+	var shown string
+	for time.Since(began) < time.Minute {
+		if shown = l.assay(t, "node", "show", l.node(t)); strings.Contains(shown, "suspended") {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	took := time.Since(began)
+	if !strings.Contains(shown, "suspended") || !strings.Contains(shown, "/unlisted") {
+		t.Fatalf("not suspended for a program that is in no list:\n%s", shown)
+	}
+	t.Logf("suspended %.1f s after an unlisted program was run (a quote every %s):\n%s", took.Seconds(), interval, shown)
+	l.assay(t, "node", "readmit", l.node(t))
+	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; "+startAgent+" "+awaitAgent)
+	fatal(t, err)
+	if strings.Contains(out, "node has an identity") {
+		t.Errorf("admitted again though the program is still in its log:\n%s", out)
+	}
+}
+
+// isRefused boots other software and wants the reason to name the rule and the event.
+func (l *lab) isRefused(t *testing.T, w Way, s Software, words ...string) {
+	t.Helper()
+	m := l.boot(t, w, s)
+	defer m.Kill()
+	out, err := m.Do(t.Context(), awaitAgent)
+	fatal(t, err)
+	if strings.Contains(out, "node has an identity") {
+		t.Fatalf("admitted:\n%s", out)
+	}
+	for _, word := range words {
+		if !strings.Contains(out, word) {
+			t.Errorf("the refusal does not say %q:\n%s", word, out)
+		}
+	}
+	t.Logf("%s with a changed %s is refused:\n%s", w.Name, words[0], out)
+}
+
+// longer is the initial RAM disk with one more byte, which the kernel does not mind.
+func (l *lab) longer(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(l.software.Initrd)
+	fatal(t, err)
+	path := filepath.Join(l.dir, "longer.img")
+	fatal(t, os.WriteFile(path, append(data, 0), 0o644))
+	return path
 }
