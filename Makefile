@@ -10,7 +10,7 @@ GO := CGO_ENABLED=0 go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help setup setup-tests build demo dev test test-unit test-scenarios test-guest interop fuzz bench lint fmt generate check-generated clean
+.PHONY: help setup setup-tests build demo dev test test-unit test-scenarios test-guest test-measured interop fuzz bench lint fmt generate check-generated clean
 
 help: ## Lists every target.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,7 @@ demo: build ## Tells the story: a node proves itself, workloads get identities, 
 dev: build ## Runs a server and an agent in the foreground for your own experiments. Needs root.
 	@bin/assay dev
 
-test: setup-tests build ## Runs everything: lint, unit tests, scenarios on this kernel (tier T2), then the same in guests (tier T1). Needs root.
+test: setup-tests build ## Runs everything: lint, unit tests, scenarios on this kernel (tier T2), then the same in guests (tier T1), then measured boots. Needs root.
 	@./tests/run.sh all
 
 test-unit: setup-tests ## Runs the unit tests only.
@@ -42,6 +42,9 @@ test-scenarios: setup-tests build ## Runs the scenarios on this kernel only.
 
 test-guest: setup-tests build ## Runs the scenarios in QEMU guests only, one boot per kernel.
 	@./tests/run.sh guest
+
+test-measured: setup-tests build ## Boots machines whose firmware measures what it starts, and changes one byte. Needs root.
+	@./tests/run.sh measured
 
 interop: build ## Runs beside SPIRE's own programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path. Needs root.
 	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" $(GO) test -count=1 -v ./tests/interop

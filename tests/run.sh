@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | redteam | guest. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | redteam | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -28,9 +28,13 @@ guest() {
 	echo "== scenarios and red team, in guests"
 	go test -count=1 -timeout 55m -v ./tests/guest
 }
+measured() {
+	echo "== measured boots: direct, unified kernel image, Secure Boot"
+	go test -count=1 -timeout 30m -v ./tests/measured
+}
 case $what in
-all) ./tests/lint.sh; unit; scenarios; redteam; guest ;;
-unit | scenarios | redteam | guest) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|redteam|guest" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; redteam; guest; measured ;;
+unit | scenarios | redteam | guest | measured) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|redteam|guest|measured" >&2; exit 2 ;;
 esac
 echo "== passed: $what"
