@@ -30,6 +30,7 @@ import (
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/agent/workloadapi"
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm/device"
@@ -177,8 +178,8 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 
 func (a *Agent) followEvents(ctx context.Context, workloads *caller.Listener) error {
 	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
-	return a.sensor.Events(ctx, func(e bpf.Event) {
-		if e.Kind == bpf.EventRefused {
+	return a.sensor.Events(ctx, func(e record.Event) {
+		if e.Kind == record.EventRefused {
 			refused.report(e)
 		} else {
 			workloads.Notify(e)

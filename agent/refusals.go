@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/assay-id/assay/agent/process"
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // refusals logs what the kernel refused others to do to the agent. Not for concurrent use.
@@ -16,7 +16,7 @@ type refusals struct {
 	log   *slog.Logger
 	now   func() time.Time
 
-	kinds map[bpf.Refused]*refusedKind
+	kinds map[record.Refused]*refusedKind
 }
 
 // refusedKind is one kind of tries. Each is logged once in refusalInterval, so that who tries all
@@ -28,11 +28,11 @@ type refusedKind struct {
 
 const refusalInterval = 10 * time.Second
 
-func (r *refusals) report(e bpf.Event) {
+func (r *refusals) report(e record.Event) {
 	k := r.kinds[e.Refused]
 	if k == nil {
 		if r.kinds == nil {
-			r.kinds = map[bpf.Refused]*refusedKind{}
+			r.kinds = map[record.Refused]*refusedKind{}
 		}
 		k = &refusedKind{}
 		r.kinds[e.Refused] = k
@@ -48,7 +48,7 @@ func (r *refusals) report(e bpf.Event) {
 }
 
 // program is the path of the program that tried, or "" when that is gone.
-func (r *refusals) program(e bpf.Event) string {
+func (r *refusals) program(e record.Event) string {
 	p, err := process.Pin(r.tasks, e.Process)
 	if err != nil {
 		return ""

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -28,7 +28,7 @@ func TestRefusalsAreLoggedOnceInAWhile(t *testing.T) {
 		defer out.Reset()
 		return out.String()
 	}
-	try := bpf.Event{Kind: bpf.EventRefused, Refused: 2, UID: 7, Process: selectors.ProcessKey{TGID: 4242}}
+	try := record.Event{Kind: record.EventRefused, Refused: 2, UID: 7, Process: selectors.ProcessKey{TGID: 4242}}
 	r.report(try)
 	if got := logged(); !strings.Contains(got, "signal") || !strings.Contains(got, "pid=4242") || !strings.Contains(got, "uid=7") {
 		t.Errorf("the first: %q", got)

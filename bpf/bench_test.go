@@ -3,10 +3,11 @@
 package bpf
 
 import (
-	"golang.org/x/sys/unix"
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func BenchmarkBinding(b *testing.B) {

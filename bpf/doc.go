@@ -16,7 +16,7 @@
 // seen to work: T1 by the kernel's security hooks, T2 by cgroup programs. Beside that, each
 // feature (hooks.go) is attached if the kernel takes it; one that is refused leaves its fact
 // unknown, which is never the same as clean or empty, and shows in Hooks. The layouts are
-// drawn in wire.h; programs.txt tells what each program costs the verifier.
+// drawn in wire.h and read by bpf/record; programs.txt tells what each program costs the verifier.
 //
 // Everything is pinned: programs and records outlive the agent, and the next agent goes on
 // with them when it was built with the same object, else it starts anew.

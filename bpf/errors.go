@@ -21,16 +21,6 @@ var (
 	ErrTier      = errors.New("tier below the configured minimum")
 )
 
-// What a look-up did not find; test with errors.Is.
-var (
-	// ErrNoRecord: the process is gone, or the sensor never saw how it came to be.
-	ErrNoRecord = errors.New("the sensor has no record of this process")
-	// ErrNoBinding: the socket was connected while the sensor was not attached, by a process
-	// without a record, from outside the cgroup tree that the sensor sees, or (T2) by a name that
-	// is not the socket's own and not in Config.SocketNames.
-	ErrNoBinding = errors.New("the sensor did not see who connected this socket: perhaps by a name that it does not watch (socket_names)")
-)
-
 // problem is an error for the operator: one sentence that says what to do.
 type problem struct {
 	sentence string

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -37,7 +38,7 @@ func (p *program) open(t *testing.T, name string, flag int) *os.File {
 type attack struct {
 	name   string
 	do     func(t *testing.T, p *program)
-	t1, t2 Tampering
+	t1, t2 record.Tampering
 }
 
 func vm(call func(int, []unix.Iovec, []unix.RemoteIovec, uint) (int, error)) func(*testing.T, *program) {
@@ -72,7 +73,7 @@ var attacks = []attack{
 		_, err = unix.PtracePokeData(p.Process.Pid, targetAddress(), []byte("poked..."))
 		check(err)
 		check(unix.PtraceDetach(p.Process.Pid))
-	}, PtraceAttached, PtraceAttached | MemoryWritten},
+	}, record.PtraceAttached, record.PtraceAttached | record.MemoryWritten},
 	{"ptrace seize and stop", func(t *testing.T, p *program) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -81,29 +82,29 @@ var attacks = []attack{
 		_, err := unix.Wait4(p.Process.Pid, nil, 0, nil)
 		check(err)
 		check(unix.PtraceDetach(p.Process.Pid))
-	}, PtraceAttached, PtraceAttached},
+	}, record.PtraceAttached, record.PtraceAttached},
 	{"write to mem", func(t *testing.T, p *program) {
 		_, err := p.open(t, "mem", os.O_WRONLY).WriteAt([]byte("written."), int64(targetAddress()))
 		check(err)
-	}, MemoryOpened, MemoryWritten},
+	}, record.MemoryOpened, record.MemoryWritten},
 	{"write to mem, seeking", func(t *testing.T, p *program) {
 		f := p.open(t, "mem", os.O_RDWR)
 		_, err := f.Seek(int64(targetAddress()), 0)
 		check(err)
 		_, err = f.Write([]byte("written."))
 		check(err)
-	}, MemoryOpened, MemoryWritten},
+	}, record.MemoryOpened, record.MemoryWritten},
 	{"read mem", func(t *testing.T, p *program) {
 		_, err := p.open(t, "mem", os.O_RDONLY).ReadAt(make([]byte, 8), int64(targetAddress()))
 		check(err)
-	}, MemoryOpened, 0},
-	{"process_vm_writev", vm(unix.ProcessVMWritev), MemoryWritten, MemoryWritten},
-	{"process_vm_readv", vm(unix.ProcessVMReadv), MemoryRead, 0},
+	}, record.MemoryOpened, 0},
+	{"process_vm_writev", vm(unix.ProcessVMWritev), record.MemoryWritten, record.MemoryWritten},
+	{"process_vm_readv", vm(unix.ProcessVMReadv), record.MemoryRead, 0},
 	{"pidfd_getfd", func(t *testing.T, p *program) {
 		fd, err := unix.PidfdGetfd(p.pidfd, 1, 0)
 		check(err)
 		unix.Close(fd)
-	}, DescriptorTaken, 0},
+	}, record.DescriptorTaken, 0},
 }
 
 func testTampering(t *testing.T, s *Sensor) {
@@ -113,11 +114,11 @@ func testTampering(t *testing.T, s *Sensor) {
 		before := mustTask(t, s, p.pidfd).Integrity
 		a.do(t, p)
 		after := mustTask(t, s, p.pidfd).Integrity
-		want, sees := a.t1, Tampering(knownTampering)
+		want, sees := a.t1, record.Tampering(record.AllTampering)
 		if s.Tier() == selectors.TierT2 {
-			want, sees = a.t2, MemoryWritten
+			want, sees = a.t2, record.MemoryWritten
 		}
-		if before.Seen != 0 || before.Count != 0 || before.Sees != sees || before.Known != (sees == knownTampering) {
+		if before.Seen != 0 || before.Count != 0 || before.Sees != sees || before.Known != (sees == record.AllTampering) {
 			t.Errorf("%s: before, integrity %+v", a.name, before)
 		}
 		if after.Seen != want || (after.Count > 0) != (want != 0) || after.Clean() != (after.Known && want == 0) {
@@ -144,9 +145,9 @@ func testOldCalls(t *testing.T, s *Sensor) {
 	c := exec.Command(tiny(t, writes32))
 	c.ExtraFiles = []*os.File{f}
 	check(c.Run())
-	want := MemoryWritten
+	want := record.MemoryWritten
 	if s.Tier() == selectors.TierT1 {
-		want = MemoryOpened
+		want = record.MemoryOpened
 	}
 	if i := mustTask(t, s, p.pidfd).Integrity; i.Seen != want {
 		t.Errorf("integrity %+v after a write by a 32-bit call, want %v", i, want)
@@ -167,7 +168,7 @@ func testTamperingStays(t *testing.T, s *Sensor) {
 	check(err)
 	defer unix.Close(child)
 	for name, fd := range map[string]int{"executed": p.pidfd, "child": child} {
-		if i := mustTask(t, s, fd).Integrity; !i.Seen.Has(MemoryWritten) || i.Clean() {
+		if i := mustTask(t, s, fd).Integrity; !i.Seen.Has(record.MemoryWritten) || i.Clean() {
 			t.Errorf("%s: integrity %+v, want the write to its memory", name, i)
 		}
 	}
@@ -187,7 +188,7 @@ func testTracedExec(t *testing.T, s *Sensor) {
 	i := mustTask(t, s, pidfd).Integrity
 	check(c.Process.Kill())
 	_ = c.Wait()
-	if !i.Seen.Has(PtraceAttached) {
+	if !i.Seen.Has(record.PtraceAttached) {
 		t.Errorf("integrity %+v of a program that was started under a debugger", i)
 	}
 }
@@ -207,7 +208,7 @@ func public(t *testing.T, s *Sensor) (fd int, path string) {
 
 func testCredentials(t *testing.T, s *Sensor) {
 	l, path := public(t, s)
-	connect := func(t *testing.T, attr syscall.SysProcAttr) (*program, Binding) {
+	connect := func(t *testing.T, attr syscall.SysProcAttr) (*program, record.Binding) {
 		p := startAs(t, "connect", nil, attr, "ASSAY_SOCKET="+path)
 		p.word(t)
 		b, err := s.Binding(accept(t, l))
@@ -231,7 +232,7 @@ func testCredentials(t *testing.T, s *Sensor) {
 		if fmt.Sprintf("%016x", c.Effective) != statusOf(p, "CapEff") || fmt.Sprintf("%016x", c.Permitted) != statusOf(p, "CapPrm") {
 			t.Errorf("capabilities %x of %x, /proc says %s of %s", c.Effective, c.Permitted, statusOf(p, "CapEff"), statusOf(p, "CapPrm"))
 		}
-		for kind, have := range map[string]Namespace{"user": n.User, "pid": n.PID, "mnt": n.Mount, "net": n.Network, "cgroup": n.Cgroup, "ipc": n.IPC, "uts": n.UTS} {
+		for kind, have := range map[string]record.Namespace{"user": n.User, "pid": n.PID, "mnt": n.Mount, "net": n.Network, "cgroup": n.Cgroup, "ipc": n.IPC, "uts": n.UTS} {
 			link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.Process.Pid, kind))
 			if check(err); link != fmt.Sprintf("%s:[%d]", kind, have.Inode) {
 				t.Errorf("namespace %d, /proc says %s", have.Inode, link)
@@ -248,14 +249,14 @@ func testCredentials(t *testing.T, s *Sensor) {
 		}
 	})
 	t.Run("groups", func(t *testing.T) {
-		for _, n := range []int{0, 1, maxGroups, maxGroups + 1} {
+		for _, n := range []int{0, 1, record.MaxGroups, record.MaxGroups + 1} {
 			groups := make([]uint32, n)
 			for i := range groups {
 				groups[i] = uint32(4_000_000_000 + i)
 			}
 			p, b := connect(t, syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}})
 			got, known := b.Groups.List()
-			if known != (n <= maxGroups) || known && !slices.Equal(got, groups) {
+			if known != (n <= record.MaxGroups) || known && !slices.Equal(got, groups) {
 				t.Errorf("%d groups are read as %v, %v", n, got, known)
 			}
 			if known && strings.Trim(fmt.Sprint(got), "[]") != statusOf(p, "Groups") {
@@ -312,10 +313,10 @@ func startScript(t *testing.T, role string) (p *program, path string) {
 }
 
 // mustExec returns what is known of the execve of a process; the zero ExecInfo is nothing.
-func mustExec(t testing.TB, s *Sensor, pidfd int) ExecInfo {
+func mustExec(t testing.TB, s *Sensor, pidfd int) record.ExecInfo {
 	t.Helper()
 	info, err := s.Exec(pidfd, mustTask(t, s, pidfd).Process.ExecID)
-	if err != nil && err != ErrNoRecord {
+	if err != nil && err != record.ErrNoRecord {
 		t.Fatal(err)
 	}
 	return info
@@ -328,7 +329,7 @@ func checkScript(t *testing.T, s *Sensor, pidfd int, path string) {
 	var st, interpreter unix.Stat_t
 	check(unix.Stat(path, &st))
 	check(unix.Stat("/proc/self/exe", &interpreter))
-	if !task.Flags.Has(Script) || task.Executable.Inode != interpreter.Ino || info.Path != path {
+	if !task.Flags.Has(record.Script) || task.Executable.Inode != interpreter.Ino || info.Path != path {
 		t.Errorf("flags %#x, inode %d, path %q of script %s", task.Flags, task.Executable.Inode, info.Path, path)
 	}
 	x := info.Script
@@ -347,7 +348,7 @@ func checkScript(t *testing.T, s *Sensor, pidfd int, path string) {
 func testScript(t *testing.T, s *Sensor) {
 	p, path := startScript(t, "wait")
 	checkScript(t, s, p.pidfd, path)
-	if _, err := s.Exec(p.pidfd, 1); err != ErrNoRecord {
+	if _, err := s.Exec(p.pidfd, 1); err != record.ErrNoRecord {
 		t.Errorf("an execve that never was: %v", err)
 	}
 	p, path = startScript(t, "fork")
@@ -361,7 +362,7 @@ func testScript(t *testing.T, s *Sensor) {
 	fmt.Fprintln(p.in)
 	p.word(t)
 	for _, execID := range []uint64{before, mustTask(t, s, p.pidfd).Process.ExecID} {
-		if info, err := s.Exec(p.pidfd, execID); err != ErrNoRecord {
+		if info, err := s.Exec(p.pidfd, execID); err != record.ErrNoRecord {
 			t.Errorf("%+v, %v of an image that is no script", info, err)
 		}
 	}

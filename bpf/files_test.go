@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -29,7 +30,7 @@ func ownCopy(t *testing.T) string {
 // testFileState: what is executed is the same as long as token and wgen are.
 func testFileState(t *testing.T, s *Sensor) {
 	path := ownCopy(t)
-	run := func() (program MappedFile) {
+	run := func() (program record.MappedFile) {
 		t.Helper()
 		p := startFile(t, path, "wait")
 		p.word(t)
@@ -54,7 +55,7 @@ func testFileState(t *testing.T, s *Sensor) {
 	}
 	first := run()
 	if s.Tier() == selectors.TierT2 {
-		if _, _, err := state(); !errors.Is(err, ErrNoRecord) || first.Token != 0 {
+		if _, _, err := state(); !errors.Is(err, record.ErrNoRecord) || first.Token != 0 {
 			t.Errorf("token %d without hooks, %v", first.Token, err)
 		}
 		return
@@ -99,7 +100,7 @@ func testCode(t *testing.T, s *Sensor) {
 	check(unix.Stat(library, &st))
 	p := start(t, "code", "ASSAY_FILE="+library)
 	p.word(t)
-	code := func(pidfd int) Code {
+	code := func(pidfd int) record.Code {
 		t.Helper()
 		c, err := s.Code(pidfd)
 		check(err)
@@ -117,7 +118,7 @@ func testCode(t *testing.T, s *Sensor) {
 		return
 	}
 	task := mustTask(t, s, p.pidfd)
-	isProgram := func(m MappedFile) bool {
+	isProgram := func(m record.MappedFile) bool {
 		return m.Inode == task.Executable.Inode && m.Device == task.Executable.Device && m.Token != 0 && !m.Writers
 	}
 	if !begin.Known || begin.AnonymousExec || begin.Overflow || !slices.ContainsFunc(begin.Files, isProgram) {

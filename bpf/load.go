@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -74,7 +75,7 @@ type Sensor struct {
 	log    *slog.Logger
 	// watched says since when, and which tampering, the hooks never miss.
 	watched watched
-	host    namespaces
+	host    record.NamespaceNumbers
 	names   []string   // of sockets, which connects are recorded by
 	guarded []*os.File // folders that are marked as the agent\'s
 	looking sync.Mutex // questions over the map `looked`
@@ -233,7 +234,7 @@ func (s *Sensor) makeMaps() error {
 		return fmt.Errorf("reading the boot clock: %w", err)
 	}
 	ns := uint64(now.Nano())
-	if err := s.maps["state"].Put(uint32(0), [stateSize / 8]uint64{ns, ns / 1e6, 5: 1}); err != nil {
+	if err := s.maps["state"].Put(uint32(0), [record.StateSize / 8]uint64{ns, ns / 1e6, 5: 1}); err != nil {
 		return fmt.Errorf("writing the sensor's state: %w", err)
 	}
 	for name, m := range s.maps {

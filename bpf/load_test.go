@@ -4,11 +4,13 @@ package bpf
 
 import (
 	"errors"
-	"github.com/assay-id/assay/selectors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/assay-id/assay/bpf/record"
+	"github.com/assay-id/assay/selectors"
 )
 
 func TestRestart(t *testing.T) {
@@ -25,7 +27,7 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	task := mustTask(t, s, p.pidfd)
-	if !task.Flags.Has(Observed) || len(task.Ancestors) < 2 || !task.Ancestors[0].Flags.Has(ReplacedInPlace) {
+	if !task.Flags.Has(record.Observed) || len(task.Ancestors) < 2 || !task.Ancestors[0].Flags.Has(record.ReplacedInPlace) {
 		t.Errorf("record made while no agent ran: %+v", task)
 	}
 	// another build's pins are not used
@@ -36,7 +38,7 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	anew := mustTask(t, s, p.pidfd)
-	if !anew.Flags.Has(Seeded) || anew.Process.ExecID == task.Process.ExecID {
+	if !anew.Flags.Has(record.Seeded) || anew.Process.ExecID == task.Process.ExecID {
 		t.Errorf("record after starting anew: %+v", anew)
 	}
 	p2 := start(t, "wait")

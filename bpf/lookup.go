@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -58,39 +59,39 @@ func (s *Sensor) watchSocket(fd int) error {
 
 // Binding returns who connected the accepted socket, how that process is now, and at T2 also
 // who holds the other end at this moment. ErrNoBinding if the kernel has no record. About 4 µs.
-func (s *Sensor) Binding(connFD int) (Binding, error) {
+func (s *Sensor) Binding(connFD int) (record.Binding, error) {
 	before := bootNow()
 	getsockname(connFD)
 	raw, err := s.maps["bindings"].LookupBytes(uint32(connFD))
 	if err != nil {
-		return Binding{}, fmt.Errorf("looking up the binding: %w", err)
+		return record.Binding{}, fmt.Errorf("looking up the binding: %w", err)
 	}
 	if raw == nil {
-		return Binding{}, ErrNoBinding
+		return record.Binding{}, record.ErrNoBinding
 	}
-	b, asked, err := decodeBinding(raw, s.bootID)
+	b, asked, err := record.DecodeBinding(raw, s.bootID)
 	if err != nil {
-		return Binding{}, err
+		return record.Binding{}, err
 	}
 	if b.Tier != s.tier || (s.tier == selectors.TierT2 && asked < before) {
-		return Binding{}, fmt.Errorf("%w: the hook gave no answer now", ErrNoBinding)
+		return record.Binding{}, fmt.Errorf("%w: the hook gave no answer now", record.ErrNoBinding)
 	}
 	if asked < before { // the hook is unavailable
-		b.Now = Now{}
+		b.Now = record.Now{}
 	}
 	s.complete(&b.Task)
-	s.markHost(&b.Credentials.Namespaces)
-	s.markHost(&b.Now.Credentials.Namespaces)
+	b.Credentials.Namespaces.MarkHost(s.host)
+	b.Now.Credentials.Namespaces.MarkHost(s.host)
 	return b, nil
 }
 
 // complete tells what the hooks would have seen of tampering with the task's image: nothing
 // for sure if that ran before they were attached.
-func (s *Sensor) complete(t *Task) {
-	if t.Flags.Has(Observed) && t.Process.ExecID >= s.watched.since {
+func (s *Sensor) complete(t *record.Task) {
+	if t.Flags.Has(record.Observed) && t.Process.ExecID >= s.watched.since {
 		t.Integrity.Sees = s.watched.kinds
 	}
-	t.Integrity.Known = t.Integrity.Sees == knownTampering
+	t.Integrity.Known = t.Integrity.Sees == record.AllTampering
 }
 
 // getsockname asks the kernel for the socket's name for the sake of the hook that runs then.
@@ -109,12 +110,12 @@ func bootNow() uint64 {
 }
 
 // Task returns the record of the process that a pidfd names. ErrNoRecord if there is none.
-func (s *Sensor) Task(pidfd int) (Task, error) {
+func (s *Sensor) Task(pidfd int) (record.Task, error) {
 	raw, err := s.stable("tasks", pidfd)
 	if err != nil {
-		return Task{}, err
+		return record.Task{}, err
 	}
-	t, err := decodeTask(raw, s.bootID)
+	t, err := record.DecodeTask(raw, s.bootID)
 	if err == nil {
 		s.complete(&t)
 	}
@@ -124,17 +125,17 @@ func (s *Sensor) Task(pidfd int) (Task, error) {
 // Exec returns what is known of an execve beside the task's record, by a process that runs its
 // image. ErrNoRecord if there is nothing (it was of no script and no digest is wanted), or if the
 // process runs another image now.
-func (s *Sensor) Exec(pidfd int, execID uint64) (ExecInfo, error) {
+func (s *Sensor) Exec(pidfd int, execID uint64) (record.ExecInfo, error) {
 	raw, err := s.stable("execs", pidfd)
 	if err != nil {
-		return ExecInfo{}, err
+		return record.ExecInfo{}, err
 	}
-	x, of, err := decodeExec(raw)
+	x, of, err := record.DecodeExec(raw)
 	if err == nil && of != execID {
-		err = ErrNoRecord
+		err = record.ErrNoRecord
 	}
 	if err != nil {
-		return ExecInfo{}, err
+		return record.ExecInfo{}, err
 	}
 	return x, nil
 }
@@ -147,7 +148,7 @@ func (s *Sensor) stable(name string, pidfd int) ([]byte, error) {
 	for range 100 {
 		raw, err := s.maps[name].LookupBytes(uint32(pidfd))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || (err == nil && raw == nil) {
-			return nil, ErrNoRecord
+			return nil, record.ErrNoRecord
 		}
 		if err != nil {
 			return nil, fmt.Errorf("looking up %s: %w", name, err)
@@ -180,12 +181,12 @@ func (s *Sensor) self() (selectors.ProcessKey, error) {
 	return s.Key(fd)
 }
 
-func (s *Sensor) counters() (counters, error) {
+func (s *Sensor) counters() (record.State, error) {
 	raw, err := s.maps["state"].LookupBytes(uint32(0))
 	if err != nil {
-		return counters{}, fmt.Errorf("reading the sensor's state: %w", err)
+		return record.State{}, fmt.Errorf("reading the sensor's state: %w", err)
 	}
-	return decodeState(raw)
+	return record.DecodeState(raw)
 }
 
 // Lost returns how many events and records the kernel could not keep since the maps were
@@ -197,7 +198,7 @@ func (s *Sensor) Lost() uint64 {
 	if err != nil {
 		return ^uint64(0)
 	}
-	return c.eventsLost + c.recordsLost
+	return c.EventsLost + c.RecordsLost
 }
 
 // Refused returns how often the protection and the gate refused something since the maps were made.
@@ -206,7 +207,7 @@ func (s *Sensor) Refused() uint64 {
 	if err != nil {
 		return ^uint64(0)
 	}
-	return c.refused
+	return c.Refused
 }
 
 // eventInterval is how often the ring buffer is emptied: waking the reader from the kernel
@@ -216,7 +217,7 @@ const eventInterval = 100 * time.Millisecond
 // Events calls handle for every execve, and for every change of a process that connected to
 // the agent, in order, until ctx ends; it returns ctx's error. What happens to a process that
 // connected comes at once, the rest within eventInterval.
-func (s *Sensor) Events(ctx context.Context, handle func(Event)) error {
+func (s *Sensor) Events(ctx context.Context, handle func(record.Event)) error {
 	r, err := ringbuf.NewReader(s.maps["events"])
 	if err != nil {
 		return fmt.Errorf("opening the events: %w", err)
@@ -233,7 +234,7 @@ func (s *Sensor) Events(ctx context.Context, handle func(Event)) error {
 			if err != nil {
 				return fmt.Errorf("reading events: %w", err)
 			}
-			e, err := decodeEvent(rec.RawSample, s.bootID)
+			e, err := record.DecodeEvent(rec.RawSample, s.bootID)
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -88,7 +89,7 @@ func TestNames(t *testing.T) {
 			if s.Tier() == selectors.TierT1 { // the socket counts, not its name
 				c.recorded = true
 			}
-			if c.recorded && (err != nil || b.Task.Process != me(t, s).Process) || !c.recorded && !errors.Is(err, ErrNoBinding) {
+			if c.recorded && (err != nil || b.Task.Process != me(t, s).Process) || !c.recorded && !errors.Is(err, record.ErrNoBinding) {
 				t.Errorf("binding %+v, %v; want one: %v", b.Task.Process, err, c.recorded)
 			}
 		})

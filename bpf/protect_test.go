@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // TestProtect: another process of root can touch neither the agent nor its files, pins and BPF
@@ -40,7 +42,7 @@ func TestProtect(t *testing.T) {
 	_, err := fmt.Sscan(p.word(t), &mapID, &programID, &linkID)
 	check(err)
 	elsewhere := t.TempDir()
-	tried := map[Refused]int{}
+	tried := map[record.Refused]int{}
 	for name, a := range intrusions(p, mount, pins, data, elsewhere, mapID, programID, linkID) {
 		if err := a.try(); !errors.Is(err, os.ErrPermission) { // EPERM, or EACCES of opening mem
 			t.Errorf("%s: %v, want it refused", name, err)
@@ -52,7 +54,7 @@ func TestProtect(t *testing.T) {
 			break
 		}
 		var by, uid uint32
-		var what Refused
+		var what record.Refused
 		var execID, count uint64
 		_, err := fmt.Sscan(p.word(t), &by, &uid, &what, &execID, &count)
 		check(err)
@@ -95,7 +97,7 @@ func TestProtect(t *testing.T) {
 }
 
 type intrusion struct {
-	as  Refused
+	as  record.Refused
 	try func() error
 }
 

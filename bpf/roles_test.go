@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"golang.org/x/sys/unix"
 	"io"
 	"log/slog"
 	"os"
@@ -16,6 +15,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // The test programs are this binary, executed again.
@@ -62,8 +65,8 @@ func playRole(role string) {
 		l, err := s.links["on_exec"].Info()
 		check(err)
 		fmt.Println(id, l.Program, l.ID)
-		_ = s.Events(context.Background(), func(e Event) {
-			if e.Kind == EventRefused {
+		_ = s.Events(context.Background(), func(e record.Event) {
+			if e.Kind == record.EventRefused {
 				fmt.Println(e.Process.TGID, e.UID, uint32(e.Refused), e.Process.ExecID, s.Refused())
 			}
 		})

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -73,7 +74,7 @@ func load(t testing.TB) *Sensor {
 	return s
 }
 
-func mustTask(t testing.TB, s *Sensor, pidfd int) Task {
+func mustTask(t testing.TB, s *Sensor, pidfd int) record.Task {
 	t.Helper()
 	task, err := s.Task(pidfd)
 	if err != nil {
@@ -82,7 +83,7 @@ func mustTask(t testing.TB, s *Sensor, pidfd int) Task {
 	return task
 }
 
-func me(t testing.TB, s *Sensor) Task {
+func me(t testing.TB, s *Sensor) record.Task {
 	t.Helper()
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	check(err)
@@ -130,7 +131,7 @@ func TestSensor(t *testing.T) {
 
 func testSeededSelf(t *testing.T, s *Sensor) {
 	task := me(t, s)
-	if !task.Flags.Has(Seeded) || task.Flags.Has(Observed) {
+	if !task.Flags.Has(record.Seeded) || task.Flags.Has(record.Observed) {
 		t.Errorf("flags %#x, want seeded", task.Flags)
 	}
 	if task.Integrity.Known || task.Integrity.Sees != 0 {
@@ -151,7 +152,7 @@ func testSeededSelf(t *testing.T, s *Sensor) {
 	parent, err := unix.PidfdOpen(os.Getppid(), 0)
 	check(err)
 	defer unix.Close(parent)
-	if got := mustTask(t, s, parent); len(task.Ancestors) > 0 && got.Flags.Has(Seeded) && got.Process != task.Ancestors[0].Process {
+	if got := mustTask(t, s, parent); len(task.Ancestors) > 0 && got.Flags.Has(record.Seeded) && got.Process != task.Ancestors[0].Process {
 		t.Errorf("the parent is %+v, named as ancestor %+v", got.Process, task.Ancestors[0].Process)
 	}
 }
@@ -160,7 +161,7 @@ func testForkAndExec(t *testing.T, s *Sensor) {
 	p := start(t, "wait")
 	p.word(t)
 	mine, task := me(t, s), mustTask(t, s, p.pidfd)
-	if !task.Flags.Has(Observed) || task.Flags.Has(LineageUnknown) {
+	if !task.Flags.Has(record.Observed) || task.Flags.Has(record.LineageUnknown) {
 		t.Errorf("flags %#x, want observed with known lineage", task.Flags)
 	}
 	if task.Process.ExecID == mine.Process.ExecID || task.Process.TGID != uint32(p.Process.Pid) {
@@ -170,10 +171,10 @@ func testForkAndExec(t *testing.T, s *Sensor) {
 		t.Errorf("credentials %d:%d", task.UID, task.GID)
 	}
 	a := task.Ancestors[0]
-	if a.Process != mine.Process || a.Flags.Has(ReplacedInPlace) || a.Inode != mine.Executable.Inode {
+	if a.Process != mine.Process || a.Flags.Has(record.ReplacedInPlace) || a.Inode != mine.Executable.Inode {
 		t.Errorf("parent %+v, want %+v", a, mine.Process)
 	}
-	if len(task.Ancestors) != min(len(mine.Ancestors)+1, maxAncestor) {
+	if len(task.Ancestors) != min(len(mine.Ancestors)+1, record.MaxAncestors) {
 		t.Errorf("%d ancestors, the parent has %d", len(task.Ancestors), len(mine.Ancestors))
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Process.Pid))
@@ -189,7 +190,7 @@ func testExecInPlace(t *testing.T, s *Sensor, role string) {
 	p := start(t, role)
 	p.word(t)
 	task := mustTask(t, s, p.pidfd)
-	if task.Flags.Has(LineageUnknown) {
+	if task.Flags.Has(record.LineageUnknown) {
 		for _, h := range s.Hooks() {
 			if role == "thread-exec" && h.Program == "on_creds_for_exec" && h.State == HookUnavailable {
 				return // no hook for it here, and the record says so
@@ -198,7 +199,7 @@ func testExecInPlace(t *testing.T, s *Sensor, role string) {
 		t.Fatalf("flags %#x: lineage is unknown", task.Flags)
 	}
 	first, second := task.Ancestors[0], task.Ancestors[1]
-	if first.Process.TGID != uint32(p.Process.Pid) || !first.Flags.Has(ReplacedInPlace|Observed) {
+	if first.Process.TGID != uint32(p.Process.Pid) || !first.Flags.Has(record.ReplacedInPlace|record.Observed) {
 		t.Errorf("nearest ancestor %+v, want this process's former image", first)
 	}
 	if second.Process != me(t, s).Process {
@@ -216,7 +217,7 @@ func testGrandchild(t *testing.T, s *Sensor) {
 	check(err)
 	defer unix.Close(p2)
 	parent := mustTask(t, s, p.pidfd)
-	var task Task
+	var task record.Task
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if task = mustTask(t, s, p2); task.Process.ExecID != parent.Process.ExecID {
 			break
@@ -228,10 +229,10 @@ func testGrandchild(t *testing.T, s *Sensor) {
 }
 
 func testTruncated(t *testing.T, s *Sensor) {
-	p := start(t, "deep", "ASSAY_DEPTH="+strings.Repeat("x", maxAncestor))
+	p := start(t, "deep", "ASSAY_DEPTH="+strings.Repeat("x", record.MaxAncestors))
 	p.word(t)
 	task := mustTask(t, s, p.pidfd)
-	if !task.Flags.Has(Truncated) || len(task.Ancestors) != maxAncestor {
+	if !task.Flags.Has(record.Truncated) || len(task.Ancestors) != record.MaxAncestors {
 		t.Errorf("flags %#x, %d ancestors; want a full, truncated list", task.Flags, len(task.Ancestors))
 	}
 	for i := range task.Ancestors[1:] {
@@ -264,7 +265,7 @@ func testMemoryFile(t *testing.T, s *Sensor) {
 	defer unix.Close(pidfd)
 	_, _ = bufio.NewReader(out).ReadString('\n')
 	task := mustTask(t, s, pidfd)
-	if !task.Flags.Has(Deleted | MemoryFile) {
+	if !task.Flags.Has(record.Deleted | record.MemoryFile) {
 		t.Errorf("flags %#x of a program in a memfd", task.Flags)
 	}
 	in.Close()
@@ -278,7 +279,7 @@ func testGone(t *testing.T, s *Sensor) {
 	check(err)
 	defer unix.Close(fd)
 	p.stop()
-	if _, err := s.Key(fd); !errors.Is(err, ErrNoRecord) {
+	if _, err := s.Key(fd); !errors.Is(err, record.ErrNoRecord) {
 		t.Errorf("key of a reaped process: %v, want ErrNoRecord", err)
 	}
 }
@@ -313,7 +314,7 @@ func testEvents(t *testing.T, s *Sensor) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	var found bool
-	err := s.Events(ctx, func(e Event) {
+	err := s.Events(ctx, func(e record.Event) {
 		if e.Process == want.Process {
 			found = e.ParentExecID == want.Ancestors[0].Process.ExecID && e.Inode == want.Executable.Inode && e.Flags == want.Flags
 			cancel()
@@ -374,7 +375,7 @@ func testConnect(t *testing.T, s *Sensor) {
 	check(err)
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
-	if _, err := s.Binding(pair[0]); !errors.Is(err, ErrNoBinding) {
+	if _, err := s.Binding(pair[0]); !errors.Is(err, record.ErrNoBinding) {
 		t.Errorf("binding of a socketpair: %v, want ErrNoBinding", err)
 	}
 }

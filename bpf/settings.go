@@ -10,12 +10,14 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // watched is a part of sensor_settings: see wire.h.
 type watched struct {
 	since uint64 // exec id
-	kinds Tampering
+	kinds record.Tampering
 }
 
 // settings are the bytes of sensor_settings in wire.h.
@@ -65,7 +67,7 @@ func checkNames(names []string) error {
 // looked are the bytes of the map `looked`.
 type looked struct {
 	TGID uint64
-	Now  [nowSize]byte
+	Now  [record.NowSize]byte
 }
 
 // held are the bytes of struct holders in wire.h.
@@ -87,14 +89,14 @@ func (s *Sensor) noteWatched() error {
 	if err != nil {
 		return err
 	}
-	s.host = c.host
+	s.host = c.Host
 	for i, set := range features[0].sets {
 		if s.links[set[0]] == nil {
 			continue
 		}
-		s.watched = watched{c.nextExecID, knownTampering}
+		s.watched = watched{c.NextExecID, record.AllTampering}
 		if i == len(features[0].sets)-1 {
-			s.watched.kinds = MemoryWritten
+			s.watched.kinds = record.MemoryWritten
 		}
 	}
 	return nil
@@ -121,3 +123,6 @@ func (s *Sensor) writeSettings(build uint64) error {
 	}
 	return nil
 }
+
+// kernelDevice is the kernel's own encoding of a device.
+func kernelDevice(dev uint64) uint32 { return unix.Major(dev)<<20 | unix.Minor(dev) }

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -74,13 +75,13 @@ func TestExecStorm(t *testing.T) {
 		p.word(t)
 		fresh, err := s.Binding(accept(t, l))
 		check(err)
-		if task := mustTask(t, s, p.pidfd); fresh.Task.Process != task.Process || !task.Flags.Has(Observed) {
+		if task := mustTask(t, s, p.pidfd); fresh.Task.Process != task.Process || !task.Flags.Has(record.Observed) {
 			t.Fatalf("a fresh caller is bound as %+v, its record is %+v", fresh.Task, task)
 		}
 		p.stop()
 		now, err := s.counters()
 		check(err)
-		full = now.eventsLost > before.eventsLost
+		full = now.EventsLost > before.EventsLost
 	}
 	took := time.Since(began)
 	for _, c := range storm {
@@ -88,14 +89,14 @@ func TestExecStorm(t *testing.T) {
 	}
 	after, err := s.counters()
 	check(err)
-	if after.recordsLost != before.recordsLost {
-		t.Errorf("%d records lost", after.recordsLost-before.recordsLost)
+	if after.RecordsLost != before.RecordsLost {
+		t.Errorf("%d records lost", after.RecordsLost-before.RecordsLost)
 	}
-	if s.Lost() != after.eventsLost+after.recordsLost {
+	if s.Lost() != after.EventsLost+after.RecordsLost {
 		t.Errorf("Lost() = %d, counted %+v", s.Lost(), after)
 	}
-	n := after.nextExecID - before.nextExecID
-	t.Logf("%d execs in %s: %.0f/s; %d events lost, no record", n, took.Round(time.Millisecond), float64(n)/took.Seconds(), after.eventsLost-before.eventsLost)
+	n := after.NextExecID - before.NextExecID
+	t.Logf("%d execs in %s: %.0f/s; %d events lost, no record", n, took.Round(time.Millisecond), float64(n)/took.Seconds(), after.EventsLost-before.EventsLost)
 	seesAgain(t, s)
 }
 
@@ -107,13 +108,13 @@ func seesAgain(t *testing.T, s *Sensor) {
 	var drained sync.Once
 	var p *program
 	var want selectors.ProcessKey
-	_ = s.Events(ctx, func(e Event) {
+	_ = s.Events(ctx, func(e record.Event) {
 		drained.Do(func() { // there is room now
 			p = start(t, "wait")
 			p.word(t)
 			want = mustTask(t, s, p.pidfd).Process
 		})
-		if e.Kind == EventExec && e.Process == want {
+		if e.Kind == record.EventExec && e.Process == want {
 			cancel()
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -38,11 +39,11 @@ func (s *Sensor) takeOver() (why string, err error) {
 		return "the pins were made by another build, or not to the end", errors.Join(err, s.release())
 	}
 	s.tier = selectors.Tier(set.Tier)
-	s.watched = watched{set.TamperSince, Tampering(set.TamperSeen)}
+	s.watched = watched{set.TamperSince, record.Tampering(set.TamperSeen)}
 	if c, err := s.counters(); err != nil {
 		return "its state can not be read", errors.Join(err, s.release())
 	} else {
-		s.host = c.host
+		s.host = c.Host
 	}
 	if err := s.takeOverLinks(); err != nil {
 		return "a pinned link is missing", errors.Join(err, s.release())

@@ -18,7 +18,7 @@ const module = "github.com/assay-id/assay/"
 // layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
 var layers = [][]string{
 	{"selectors", "tpm", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
-	{"bpf", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
+	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
 	{"agent/attest", "agent/workloadapi", "server/api"},
 	{"agent", "server"},
@@ -28,6 +28,7 @@ var layers = [][]string{
 var allowed = map[string][]string{
 	"proto/node":       {"proto/evidence"},
 	"proto/agentadmin": {"proto/evidence"},
+	"bpf":              {"bpf/record"},
 }
 
 // only says which packages may import something, and why.

@@ -16,18 +16,18 @@ import (
 	"github.com/assay-id/assay/agent/digest"
 	"github.com/assay-id/assay/agent/lineage"
 	"github.com/assay-id/assay/agent/process"
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
 // Sensor is the kernel's side: bpf.Sensor, or caller.Peers at T3.
 type Sensor interface {
 	process.Tasks
-	Task(pidfd int) (bpf.Task, error)
+	Task(pidfd int) (record.Task, error)
 	code.Files
-	Exec(pidfd int, execID uint64) (bpf.ExecInfo, error)
-	Code(pidfd int) (bpf.Code, error)
-	Now(key selectors.ProcessKey) (bpf.Now, error)
+	Exec(pidfd int, execID uint64) (record.ExecInfo, error)
+	Code(pidfd int) (record.Code, error)
+	Now(key selectors.ProcessKey) (record.Now, error)
 	CgroupPath(id uint64) (string, error)
 	Tier() selectors.Tier
 }
@@ -134,8 +134,8 @@ func (a *Attestor) PID(ctx context.Context, pid int) (*selectors.Facts, error) {
 // subject is a process with what the kernel says of it.
 type subject struct {
 	process     *process.Process
-	task        *bpf.Task
-	credentials bpf.Credentials
+	task        *record.Task
+	credentials record.Credentials
 	cgroup      uint64
 	tier        selectors.Tier
 }
@@ -145,8 +145,8 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 	f := &selectors.Facts{
 		Process:          task.Process,
 		Tier:             s.tier,
-		Observed:         task.Flags.Has(bpf.Observed),
-		LineageTruncated: task.Flags.Has(bpf.Truncated) || task.Flags.Has(bpf.LineageUnknown),
+		Observed:         task.Flags.Has(record.Observed),
+		LineageTruncated: task.Flags.Has(record.Truncated) || task.Flags.Has(record.LineageUnknown),
 		Cgroup:           selectors.Cgroup{ID: s.cgroup},
 		Integrity:        integrity(task.Integrity),
 		Credentials:      credentials(&s.credentials),
@@ -194,12 +194,12 @@ func (a *Attestor) facts(ctx context.Context, s subject) (*selectors.Facts, erro
 
 // execve adds what the kernel knows of the execve beside the task's record.
 func (a *Attestor) execve(p *process.Process, f *selectors.Facts) error {
-	var info bpf.ExecInfo
+	var info record.ExecInfo
 	err := p.Ask(func(pidfd int) (err error) {
 		info, err = a.sensor.Exec(pidfd, f.Process.ExecID)
 		return err
 	})
-	if errors.Is(err, bpf.ErrNoRecord) {
+	if errors.Is(err, record.ErrNoRecord) {
 		return nil // there is nothing, or another image: Check tells
 	} else if err != nil {
 		return err
@@ -218,7 +218,7 @@ func (a *Attestor) execve(p *process.Process, f *selectors.Facts) error {
 
 // kernelDigests adds what the kernel itself computed of the program. A digest of the kernel that
 // differs from ours means that one of them is not of what runs.
-func (a *Attestor) kernelDigests(f *selectors.Facts, info *bpf.ExecInfo) {
+func (a *Attestor) kernelDigests(f *selectors.Facts, info *record.ExecInfo) {
 	if info.Verity != nil {
 		f.Executable.FSVerity = *info.Verity
 	}
@@ -231,8 +231,8 @@ func (a *Attestor) kernelDigests(f *selectors.Facts, info *bpf.ExecInfo) {
 }
 
 // mapped returns what the process executes besides its program.
-func (a *Attestor) mapped(p *process.Process, task *bpf.Task) (selectors.Code, error) {
-	var list bpf.Code
+func (a *Attestor) mapped(p *process.Process, task *record.Task) (selectors.Code, error) {
+	var list record.Code
 	err := p.Ask(func(pidfd int) (err error) {
 		list, err = a.sensor.Code(pidfd)
 		return err
@@ -244,7 +244,7 @@ func (a *Attestor) mapped(p *process.Process, task *bpf.Task) (selectors.Code, e
 }
 
 // task returns the kernel's record of a pinned process as it is now.
-func (a *Attestor) task(p *process.Process) (task bpf.Task, err error) {
+func (a *Attestor) task(p *process.Process) (task record.Task, err error) {
 	err = p.Ask(func(pidfd int) error {
 		task, err = a.sensor.Task(pidfd)
 		return err

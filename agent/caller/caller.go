@@ -24,22 +24,22 @@ import (
 	"time"
 
 	"github.com/assay-id/assay/agent/process"
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
 // Binder is the kernel's side: bpf.Sensor, or Peers where no program can be loaded.
 type Binder interface {
 	Watch(listenFD int, path string) error
-	Binding(connFD int) (bpf.Binding, error)
-	Task(pidfd int) (bpf.Task, error)
+	Binding(connFD int) (record.Binding, error)
+	Task(pidfd int) (record.Task, error)
 	process.Tasks
 }
 
 // Caller is the process that connected, pinned. Its methods may be called from several
 // goroutines.
 type Caller struct {
-	binding bpf.Binding // as it was at accept
+	binding record.Binding // as it was at accept
 	process *process.Process
 	conn    *Conn
 	changed atomic.Pointer[chan struct{}]
@@ -54,13 +54,13 @@ func (c *Caller) Key() selectors.ProcessKey { return c.binding.Task.Process }
 func (c *Caller) Tier() selectors.Tier { return c.binding.Tier }
 
 // Task is the kernel's record of the caller, copied when it connected.
-func (c *Caller) Task() bpf.Task { return c.binding.Task }
+func (c *Caller) Task() record.Task { return c.binding.Task }
 
 // Credentials are the caller's at connect.
-func (c *Caller) Credentials() bpf.Credentials { return c.binding.Credentials }
+func (c *Caller) Credentials() record.Credentials { return c.binding.Credentials }
 
 // Now returns the kernel's record of the caller as it is now, with its integrity.
-func (c *Caller) Now() (task bpf.Task, err error) {
+func (c *Caller) Now() (task record.Task, err error) {
 	err = c.process.Ask(func(pidfd int) error {
 		task, err = c.conn.binder.Task(pidfd)
 		return err
@@ -136,7 +136,7 @@ func (c *Caller) still() error {
 	now, err := c.Now()
 	exited, errExited := c.process.Exited() // after the look-up: a reaped process has no record
 	switch {
-	case errors.Is(err, bpf.ErrNoRecord), exited:
+	case errors.Is(err, record.ErrNoRecord), exited:
 		return refuse(Gone, "process %d has exited", c.Key().TGID)
 	case errors.Join(err, errExited) != nil:
 		return refuse(Closed, "%v", errors.Join(err, errExited))
@@ -152,7 +152,7 @@ func (c *Caller) still() error {
 
 // judge reads a binding as the answer to "is key the sole holder of the other end?"; passing
 // says that a refusal may be over in a moment.
-func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
+func judge(b record.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 	if b.Task.Process != key && processOf(b.Task.Process) == processOf(key) { // T3
 		return refuse(Executed, "process %d has executed another program", key.TGID), false
 	}
@@ -197,7 +197,7 @@ func judge(b bpf.Binding, key selectors.ProcessKey) (r *Refusal, passing bool) {
 // judgeNow compares how the process is with how it was when it connected. Seccomp and
 // no_new_privs can only tighten and are not compared. Unknown is not judged: the facts are of
 // the moment of the connect.
-func judgeNow(b bpf.Binding) *Refusal {
+func judgeNow(b record.Binding) *Refusal {
 	if !b.Now.Known {
 		return nil
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -352,7 +353,7 @@ func testGRPC(t *testing.T, a *agent) {
 // blind is a sensor that does not see who connects: a fault.
 type blind struct{ *bpf.Sensor }
 
-func (blind) Binding(int) (bpf.Binding, error) { return bpf.Binding{}, bpf.ErrNoBinding }
+func (blind) Binding(int) (record.Binding, error) { return record.Binding{}, record.ErrNoBinding }
 
 func testGRPCRefused(t *testing.T, a *agent) {
 	path := filepath.Join(t.TempDir(), "s")
@@ -394,27 +395,27 @@ func testSecondAgent(t *testing.T, a *agent) {
 
 func TestJudge(t *testing.T) {
 	key := selectors.ProcessKey{BootID: "b", TGID: 7, StartBoottime: 1, ExecID: 5}
-	good := bpf.Binding{Tier: selectors.TierT2, Task: bpf.Task{Process: key},
-		Holder: bpf.Holder{Alive: true, ExecID: 5, References: 2, Held: 2, Tables: 3, Threads: 3}}
+	good := record.Binding{Tier: selectors.TierT2, Task: record.Task{Process: key},
+		Holder: record.Holder{Alive: true, ExecID: 5, References: 2, Held: 2, Tables: 3, Threads: 3}}
 	if r, _ := judge(good, key); r != nil {
 		t.Fatal(r)
 	}
 	for name, c := range map[string]struct {
-		change  func(b *bpf.Binding)
+		change  func(b *record.Binding)
 		reason  Reason
 		passing bool
 	}{
-		"other process":  {func(b *bpf.Binding) { b.Task.Process.StartBoottime = 2 }, Replaced, false},
-		"shared":         {func(b *bpf.Binding) { b.Shared = true }, SharedSocket, false},
-		"peer differs":   {func(b *bpf.Binding) { b.PeerDiffers = true }, SharedSocket, false},
-		"handed at t1":   {func(b *bpf.Binding) { b.Tier, b.Handed = selectors.TierT1, bpf.HandedPass }, HandedOver, false},
-		"closed":         {func(b *bpf.Binding) { b.Holder.Closed = true }, Closed, false},
-		"dead":           {func(b *bpf.Binding) { b.Holder.Alive = false }, Gone, false},
-		"executed":       {func(b *bpf.Binding) { b.Holder.ExecID = 6 }, Executed, false},
-		"in flight":      {func(b *bpf.Binding) { b.Holder.InFlight = true }, HandedOver, false},
-		"let go":         {func(b *bpf.Binding) { b.Holder.Held = 0 }, HandedOver, false},
-		"shared table":   {func(b *bpf.Binding) { b.Holder.Tables = 4 }, HandedOver, true},
-		"another holder": {func(b *bpf.Binding) { b.Holder.References = 3 }, HandedOver, true},
+		"other process":  {func(b *record.Binding) { b.Task.Process.StartBoottime = 2 }, Replaced, false},
+		"shared":         {func(b *record.Binding) { b.Shared = true }, SharedSocket, false},
+		"peer differs":   {func(b *record.Binding) { b.PeerDiffers = true }, SharedSocket, false},
+		"handed at t1":   {func(b *record.Binding) { b.Tier, b.Handed = selectors.TierT1, record.HandedPass }, HandedOver, false},
+		"closed":         {func(b *record.Binding) { b.Holder.Closed = true }, Closed, false},
+		"dead":           {func(b *record.Binding) { b.Holder.Alive = false }, Gone, false},
+		"executed":       {func(b *record.Binding) { b.Holder.ExecID = 6 }, Executed, false},
+		"in flight":      {func(b *record.Binding) { b.Holder.InFlight = true }, HandedOver, false},
+		"let go":         {func(b *record.Binding) { b.Holder.Held = 0 }, HandedOver, false},
+		"shared table":   {func(b *record.Binding) { b.Holder.Tables = 4 }, HandedOver, true},
+		"another holder": {func(b *record.Binding) { b.Holder.References = 3 }, HandedOver, true},
 	} {
 		b := good
 		c.change(&b)

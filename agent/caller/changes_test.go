@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 )
 
 func testCredentials(t *testing.T, a *agent) {
@@ -146,18 +146,18 @@ func testChanged(t *testing.T, a *agent) {
 }
 
 func TestJudgeNow(t *testing.T) {
-	good := bpf.Binding{CgroupID: 7, Credentials: bpf.Credentials{UID: 1}, Now: bpf.Now{Known: true, CgroupID: 7, Credentials: bpf.Credentials{UID: 1, NoNewPrivs: true, Seccomp: 2}}}
+	good := record.Binding{CgroupID: 7, Credentials: record.Credentials{UID: 1}, Now: record.Now{Known: true, CgroupID: 7, Credentials: record.Credentials{UID: 1, NoNewPrivs: true, Seccomp: 2}}}
 	if r := judgeNow(good); r != nil {
 		t.Fatal(r)
 	}
 	for name, c := range map[string]struct {
-		change func(b *bpf.Binding)
+		change func(b *record.Binding)
 		reason Reason
 	}{
-		"cgroup":       {func(b *bpf.Binding) { b.Now.CgroupID = 8 }, MovedCgroup},
-		"user":         {func(b *bpf.Binding) { b.Now.Credentials.FSUID = 8 }, CredentialsChanged},
-		"capabilities": {func(b *bpf.Binding) { b.Now.Credentials.Effective = unix.CAP_SYS_TIME }, CredentialsChanged},
-		"namespace":    {func(b *bpf.Binding) { b.Now.Credentials.Namespaces.Mount.Inode = 8 }, CredentialsChanged},
+		"cgroup":       {func(b *record.Binding) { b.Now.CgroupID = 8 }, MovedCgroup},
+		"user":         {func(b *record.Binding) { b.Now.Credentials.FSUID = 8 }, CredentialsChanged},
+		"capabilities": {func(b *record.Binding) { b.Now.Credentials.Effective = unix.CAP_SYS_TIME }, CredentialsChanged},
+		"namespace":    {func(b *record.Binding) { b.Now.Credentials.Namespaces.Mount.Inode = 8 }, CredentialsChanged},
 	} {
 		b := good
 		c.change(&b)
@@ -166,7 +166,7 @@ func TestJudgeNow(t *testing.T) {
 		}
 	}
 	unknown := good
-	unknown.Now = bpf.Now{}
+	unknown.Now = record.Now{}
 	if r := judgeNow(unknown); r != nil {
 		t.Error(r)
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/agent/process"
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -73,7 +73,7 @@ func (c *Conn) bind() *Refusal {
 	return nil
 }
 
-func (c *Conn) ask() (b bpf.Binding, err error) {
+func (c *Conn) ask() (b record.Binding, err error) {
 	errControl := c.control(func(fd int) { b, err = c.binder.Binding(fd) })
 	return b, errors.Join(errControl, err)
 }

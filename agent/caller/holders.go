@@ -3,13 +3,13 @@
 package caller
 
 import (
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
 // holders answers which processes hold the other end of a connection (bpf.Sensor, at T2).
 type holders interface {
-	Holders(connFD int) (bpf.Holders, error)
+	Holders(connFD int) (record.Holders, error)
 }
 
 // walkAt is the try of Check after which it is worth a walk over the host's descriptors: a child
@@ -18,7 +18,7 @@ const walkAt = 6
 
 // unexplained reports references to the caller's end beyond its descriptors, and nothing else
 // against it.
-func unexplained(b bpf.Binding, key selectors.ProcessKey) bool {
+func unexplained(b record.Binding, key selectors.ProcessKey) bool {
 	b.Holder.References = b.Holder.Held
 	r, _ := judge(b, key)
 	return r == nil
@@ -32,7 +32,7 @@ func (c *Caller) blocked() bool {
 	if !ok {
 		return false
 	}
-	var found bpf.Holders
+	var found record.Holders
 	var err error
 	if errControl := c.conn.control(func(fd int) { found, err = finder.Holders(fd) }); errControl != nil || err != nil || !found.Sole() {
 		return false

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // Listener listens on the agent's Unix socket; its connections are *Conn.
@@ -97,7 +97,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // Notify tells the connections of a process that something happened to it (bpf.Sensor.Events).
-func (l *Listener) Notify(e bpf.Event) { l.callers.notify(e.Process) }
+func (l *Listener) Notify(e record.Event) { l.callers.notify(e.Process) }
 
 // Close stops listening and removes the socket file. Open connections stay.
 func (l *Listener) Close() error { return l.unix.Close() }

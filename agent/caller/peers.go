@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/agent/process"
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -62,28 +62,28 @@ func (p *Peers) Tier() selectors.Tier { return selectors.TierT3 }
 func (p *Peers) Watch(int, string) error { return nil }
 
 // Binding returns who connected the accepted socket and how that process is now.
-func (p *Peers) Binding(connFD int) (bpf.Binding, error) {
+func (p *Peers) Binding(connFD int) (record.Binding, error) {
 	pidfd, err := process.Peer(connFD)
 	if err != nil {
-		return bpf.Binding{}, fmt.Errorf("asking for the peer's pidfd: %w", err)
+		return record.Binding{}, fmt.Errorf("asking for the peer's pidfd: %w", err)
 	}
 	defer unix.Close(pidfd)
 	s, err := p.look(pidfd)
 	if err != nil {
-		return bpf.Binding{}, err
+		return record.Binding{}, err
 	}
 	then, err := unix.GetsockoptUcred(connFD, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return bpf.Binding{}, fmt.Errorf("asking for the peer's user: %w", err)
+		return record.Binding{}, fmt.Errorf("asking for the peer's user: %w", err)
 	}
-	b := bpf.Binding{Tier: selectors.TierT3, Task: task(s), CgroupID: s.CgroupID, Credentials: rights(s)}
-	b.Now = bpf.Now{Known: true, CgroupID: b.CgroupID, Credentials: b.Credentials}
+	b := record.Binding{Tier: selectors.TierT3, Task: task(s), CgroupID: s.CgroupID, Credentials: rights(s)}
+	b.Now = record.Now{Known: true, CgroupID: b.CgroupID, Credentials: b.Credentials}
 	b.UID, b.GID = then.Uid, then.Gid
 	return b, nil
 }
 
 // Task returns the process that a pidfd names.
-func (p *Peers) Task(pidfd int) (bpf.Task, error) {
+func (p *Peers) Task(pidfd int) (record.Task, error) {
 	s, err := p.look(pidfd)
 	return task(s), err
 }
@@ -95,10 +95,10 @@ func (p *Peers) Key(pidfd int) (selectors.ProcessKey, error) {
 }
 
 // Now returns how a process is.
-func (p *Peers) Now(key selectors.ProcessKey) (bpf.Now, error) {
+func (p *Peers) Now(key selectors.ProcessKey) (record.Now, error) {
 	pinned, err := process.Pin(p, key)
 	if err != nil {
-		return bpf.Now{}, err
+		return record.Now{}, err
 	}
 	defer pinned.Close()
 	var s process.Snapshot
@@ -106,7 +106,7 @@ func (p *Peers) Now(key selectors.ProcessKey) (bpf.Now, error) {
 		s, err = p.look(pidfd)
 		return err
 	})
-	return bpf.Now{Known: err == nil, CgroupID: s.CgroupID, Credentials: rights(s)}, err
+	return record.Now{Known: err == nil, CgroupID: s.CgroupID, Credentials: rights(s)}, err
 }
 
 // CgroupPath returns the path of a cgroup that a process was seen in.
@@ -120,13 +120,15 @@ func (p *Peers) CgroupPath(id uint64) (string, error) {
 }
 
 // Exec, Code and FileState are the sensor's to know.
-func (p *Peers) Exec(int, uint64) (bpf.ExecInfo, error) { return bpf.ExecInfo{}, bpf.ErrNoRecord }
+func (p *Peers) Exec(int, uint64) (record.ExecInfo, error) {
+	return record.ExecInfo{}, record.ErrNoRecord
+}
 
 // Code is unknown.
-func (p *Peers) Code(int) (bpf.Code, error) { return bpf.Code{}, nil }
+func (p *Peers) Code(int) (record.Code, error) { return record.Code{}, nil }
 
 // FileState is unknown.
-func (p *Peers) FileState(int) (token, wgen uint64, err error) { return 0, 0, bpf.ErrNoRecord }
+func (p *Peers) FileState(int) (token, wgen uint64, err error) { return 0, 0, record.ErrNoRecord }
 
 func (p *Peers) look(pidfd int) (process.Snapshot, error) {
 	s, err := process.Look(p.bootID, pidfd)
@@ -147,26 +149,26 @@ func (p *Peers) look(pidfd int) (process.Snapshot, error) {
 // noRecord says that a process is gone in the sensor's words also.
 func noRecord(err error) error {
 	if errors.Is(err, process.ErrGone) {
-		return fmt.Errorf("%w: %w", bpf.ErrNoRecord, err)
+		return fmt.Errorf("%w: %w", record.ErrNoRecord, err)
 	}
 	return err
 }
 
 const tmpfsMagic = 0x01021994
 
-func task(s process.Snapshot) bpf.Task {
-	t := bpf.Task{Process: s.Key, Executable: bpf.File{Inode: s.Image.Inode, FSMagic: s.Image.FSMagic, Links: uint32(s.Image.Links)}}
+func task(s process.Snapshot) record.Task {
+	t := record.Task{Process: s.Key, Executable: record.File{Inode: s.Image.Inode, FSMagic: s.Image.FSMagic, Links: uint32(s.Image.Links)}}
 	if s.Image.Links == 0 && s.Image.FSMagic == tmpfsMagic {
-		t.Flags = bpf.MemoryFile
+		t.Flags = record.MemoryFile
 	}
 	return t
 }
 
-func rights(s process.Snapshot) bpf.Credentials {
-	return bpf.Credentials{
+func rights(s process.Snapshot) record.Credentials {
+	return record.Credentials{
 		RealUID: s.UIDs[0], UID: s.UIDs[1], SavedUID: s.UIDs[2], FSUID: s.UIDs[3],
 		RealGID: s.GIDs[0], GID: s.GIDs[1], SavedGID: s.GIDs[2], FSGID: s.GIDs[3],
 		Permitted: s.Permitted, Effective: s.Effective, LoginUID: s.LoginUID, SessionID: s.SessionID,
-		NoNewPrivs: s.NoNewPrivs, Seccomp: s.Seccomp, Groups: bpf.GroupsOf(s.Groups),
+		NoNewPrivs: s.NoNewPrivs, Seccomp: s.Seccomp, Groups: record.GroupsOf(s.Groups),
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -99,7 +99,7 @@ func testExecBeforeAccept(t *testing.T, a *agent) {
 func testPeerFacts(t *testing.T, a *agent) {
 	_, _, c := a.client(t)
 	p := a.binder.(*Peers)
-	if c.Tier() != selectors.TierT3 || len(c.Task().Ancestors) != 0 || c.Task().Integrity != (bpf.Integrity{}) || c.Task().Flags != 0 {
+	if c.Tier() != selectors.TierT3 || len(c.Task().Ancestors) != 0 || c.Task().Integrity != (record.Integrity{}) || c.Task().Flags != 0 {
 		t.Errorf("tier %v, %+v", c.Tier(), c.Task())
 	}
 	if path, err := p.CgroupPath(c.CgroupID()); err != nil || path == "" {
@@ -108,7 +108,7 @@ func testPeerFacts(t *testing.T, a *agent) {
 	if now, err := p.Now(c.Key()); err != nil || !now.Known || now.Credentials != c.Credentials() || now.CgroupID != c.CgroupID() {
 		t.Errorf("%+v, %v", now, err)
 	}
-	if _, err := p.Exec(-1, c.Key().ExecID); !errors.Is(err, bpf.ErrNoRecord) {
+	if _, err := p.Exec(-1, c.Key().ExecID); !errors.Is(err, record.ErrNoRecord) {
 		t.Error(err)
 	}
 }

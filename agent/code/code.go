@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -53,7 +53,7 @@ func New(files Files) *Reader { return &Reader{files: files, digests: map[state]
 
 // Read returns what the process executes besides the given program. Code whose Known is false
 // tells nothing; an error says that the process could not be read.
-func (r *Reader) Read(p Process, mapped bpf.Code, program bpf.File) (selectors.Code, error) {
+func (r *Reader) Read(p Process, mapped record.Code, program record.File) (selectors.Code, error) {
 	unknown := selectors.Code{Anonymous: mapped.AnonymousExec}
 	if !mapped.Known || mapped.Overflow {
 		return unknown, nil

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -55,10 +55,10 @@ func library(t *testing.T, content string) (path string, inode uint64) {
 	return path, st.Ino
 }
 
-func mapped(inodes ...uint64) bpf.Code {
-	c := bpf.Code{Known: true}
+func mapped(inodes ...uint64) record.Code {
+	c := record.Code{Known: true}
 	for _, i := range inodes {
-		c.Files = append(c.Files, bpf.MappedFile{Inode: i, Token: i, WGen: 1})
+		c.Files = append(c.Files, record.MappedFile{Inode: i, Token: i, WGen: 1})
 	}
 	return c
 }
@@ -68,7 +68,7 @@ func TestDigestOfASet(t *testing.T) {
 	b, ib := library(t, "b")
 	k := kernel{ia: 1, ib: 1}
 	r := New(k)
-	program := bpf.File{Inode: 77}
+	program := record.File{Inode: 77}
 	got, err := r.Read(runner{a, b}, mapped(ia, 77, ib), program)
 	if err != nil || !got.Known || got.Files != 2 || got.Anonymous {
 		t.Fatalf("got %+v, %v", got, err)
@@ -99,19 +99,19 @@ func TestUnknownRatherThanWrong(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		k    kernel
-		code bpf.Code
+		code record.Code
 		p    runner
 	}{
-		"not seen":             {kernel{ia: 1}, bpf.Code{}, runner{a}},
+		"not seen":             {kernel{ia: 1}, record.Code{}, runner{a}},
 		"unseen writes":        {kernel{st.Ino: 1}, mapped(st.Ino), runner{foreign}},
-		"too many":             {kernel{ia: 1}, bpf.Code{Known: true, Overflow: true}, runner{a}},
+		"too many":             {kernel{ia: 1}, record.Code{Known: true, Overflow: true}, runner{a}},
 		"written since":        {kernel{ia: 2}, mapped(ia), runner{a}},
 		"unmapped since":       {kernel{ia: 1}, mapped(ia), runner{}},
 		"without a record":     {kernel{}, mapped(ia), runner{a}},
-		"writers at mapping":   {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia, Token: ia, WGen: 1, Writers: true}}}, runner{a}},
-		"without a generation": {kernel{ia: 1}, bpf.Code{Known: true, Files: []bpf.MappedFile{{Inode: ia}}}, runner{a}},
+		"writers at mapping":   {kernel{ia: 1}, record.Code{Known: true, Files: []record.MappedFile{{Inode: ia, Token: ia, WGen: 1, Writers: true}}}, runner{a}},
+		"without a generation": {kernel{ia: 1}, record.Code{Known: true, Files: []record.MappedFile{{Inode: ia}}}, runner{a}},
 	} {
-		if got, err := New(c.k).Read(c.p, c.code, bpf.File{}); err != nil || got.Known || got.Libraries != (selectors.Digest{}) {
+		if got, err := New(c.k).Read(c.p, c.code, record.File{}); err != nil || got.Known || got.Libraries != (selectors.Digest{}) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
@@ -121,20 +121,20 @@ func TestContentIsReadOncePerGeneration(t *testing.T) {
 	a, ia := library(t, "a")
 	k := kernel{ia: 1}
 	r := New(k)
-	first, err := r.Read(runner{a}, mapped(ia), bpf.File{})
+	first, err := r.Read(runner{a}, mapped(ia), record.File{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(a, []byte("b"), 0o600); err != nil { // behind the kernel's back
 		t.Fatal(err)
 	}
-	if again, _ := r.Read(runner{a}, mapped(ia), bpf.File{}); again != first {
+	if again, _ := r.Read(runner{a}, mapped(ia), record.File{}); again != first {
 		t.Error("read again")
 	}
 	k[ia] = 2
 	code := mapped(ia)
 	code.Files[0].WGen = 2
-	if written, _ := r.Read(runner{a}, code, bpf.File{}); !written.Known || written.Libraries == first.Libraries {
+	if written, _ := r.Read(runner{a}, code, record.File{}); !written.Known || written.Libraries == first.Libraries {
 		t.Errorf("after a write: %+v", written)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bpf
+package record
 
 import (
 	"encoding/binary"
@@ -10,27 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestSizesAreThoseOfTheMaps(t *testing.T) {
-	spec, err := loadSensor()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, size := range map[string]int{"tasks": taskSize, "bindings": bindingSize, "state": stateSize, "execs": execSize, "looked": lookedSize, "inodes": inodeStateSize, "code": codeSize, "settings": binary.Size(settings{}), "held": binary.Size(held{})} {
-		if got := spec.Maps[name].ValueSize; got != uint32(size) {
-			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
-		}
-	}
-}
-
-func TestLacking(t *testing.T) {
-	if got := lacking(1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 0 {
-		t.Errorf("CAP_SYS_ADMIN lacks %v", got)
-	}
-	if got := lacking(1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 1 || got[0] != "CAP_PERFMON" {
-		t.Errorf("lacking %v, want CAP_PERFMON", got)
-	}
-}
-
 func TestStatDevice(t *testing.T) {
 	for _, d := range [][2]uint32{{8, 1}, {259, 300}, {0, 4095}, {4095, 1048575}} {
 		if got := statDevice(d[0]<<20 | d[1]); got != unix.Mkdev(d[0], d[1]) {
@@ -39,18 +18,9 @@ func TestStatDevice(t *testing.T) {
 	}
 }
 
-func TestFindCgroup2(t *testing.T) {
-	const info = "25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
-		"26 25 0:23 /part /mnt/part rw shared:1 - cgroup2 none rw\n" +
-		"27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"
-	if got := findCgroup2([]byte(info)); got != "/mnt/a b" {
-		t.Errorf("found %q", got)
-	}
-}
-
 // sampleTask is a record of wire.h with one ancestor.
 func sampleTask() []byte {
-	b := make([]byte, taskSize)
+	b := make([]byte, TaskSize)
 	e := binary.NativeEndian
 	e.PutUint64(b[0:], 77)                // exec_id
 	e.PutUint64(b[8:], 1000)              // start
@@ -63,7 +33,7 @@ func sampleTask() []byte {
 }
 
 func TestDecodeTask(t *testing.T) {
-	task, err := decodeTask(sampleTask(), "boot")
+	task, err := DecodeTask(sampleTask(), "boot")
 	if err != nil || task.Process.TGID != 42 || task.Process.ExecID != 77 || len(task.Ancestors) != 1 || task.Ancestors[0].Process.TGID != 41 {
 		t.Fatalf("%+v, %v", task, err)
 	}
@@ -76,18 +46,18 @@ func TestDecodeTask(t *testing.T) {
 	} {
 		b := sampleTask()
 		breakIt(b)
-		if _, err := decodeTask(b, "boot"); !errors.Is(err, ErrMalformed) {
+		if _, err := DecodeTask(b, "boot"); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v, want ErrMalformed", name, err)
 		}
 	}
-	if _, err := decodeTask(make([]byte, taskSize), "boot"); !errors.Is(err, ErrNoRecord) {
+	if _, err := DecodeTask(make([]byte, TaskSize), "boot"); !errors.Is(err, ErrNoRecord) {
 		t.Errorf("an empty record: %v, want ErrNoRecord", err)
 	}
 }
 
 // sampleExec is a record of wire.h with both digests.
 func sampleExec() []byte {
-	b := make([]byte, execSize)
+	b := make([]byte, ExecSize)
 	e := binary.NativeEndian
 	e.PutUint64(b[0:], 6)  // exec_id
 	e.PutUint64(b[56:], 7) // script_token
@@ -101,14 +71,14 @@ func sampleExec() []byte {
 }
 
 func TestDecodeExec(t *testing.T) {
-	x, of, err := decodeExec(sampleExec())
+	x, of, err := DecodeExec(sampleExec())
 	if err != nil || of != 6 || x.ScriptToken != 7 || x.ScriptWGen != 8 || x.Path != "./a" || x.ScriptKnown || x.Verity == nil || x.Verity[0] != 0xaa || x.IMA == nil || x.IMA[0] != 0xbb {
 		t.Errorf("%+v, %v", x, err)
 	}
 	for _, at := range []int{72, 76, 78} { // another algorithm, another length
 		b := sampleExec()
 		b[at]++
-		if y, _, err := decodeExec(b); err != nil || (y.IMA == nil) == (y.Verity == nil) {
+		if y, _, err := DecodeExec(b); err != nil || (y.IMA == nil) == (y.Verity == nil) {
 			t.Errorf("byte %d: %+v, %v", at, y, err)
 		}
 	}
@@ -116,34 +86,41 @@ func TestDecodeExec(t *testing.T) {
 	for i := range full[144:] {
 		full[144+i] = 'x'
 	}
-	if x, _, err := decodeExec(full); err != nil || len(x.Path) != 256 {
+	if x, _, err := DecodeExec(full); err != nil || len(x.Path) != 256 {
 		t.Errorf("a path without an end: %q, %v", x.Path, err)
 	}
 }
 
 func FuzzDecode(f *testing.F) {
 	f.Add(sampleTask())
-	f.Add(append(sampleTask(), make([]byte, bindingSize-taskSize)...))
-	f.Add(make([]byte, eventSize))
+	f.Add(append(sampleTask(), make([]byte, BindingSize-TaskSize)...))
+	f.Add(make([]byte, EventSize))
 	f.Add(sampleExec())
-	f.Add(make([]byte, codeSize))
+	f.Add(make([]byte, CodeSize))
+	f.Add(make([]byte, LookedSize))
+	f.Add([]byte("token...written."))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if task, err := decodeTask(raw, "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > maxAncestor) {
+		if task, err := DecodeTask(raw, "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > MaxAncestors) {
 			t.Errorf("accepted %+v", task)
 		}
-		if b, _, err := decodeBinding(raw, "b"); err == nil && (b.Task.Process.ExecID == 0 || b.Tier == 0) {
+		if b, _, err := DecodeBinding(raw, "b"); err == nil && (b.Task.Process.ExecID == 0 || b.Tier == 0) {
 			t.Errorf("accepted %+v", b)
 		}
-		if e, err := decodeEvent(raw, "b"); err == nil && e.Process.ExecID == 0 {
+		if e, err := DecodeEvent(raw, "b"); err == nil && (e.Process.TGID == 0 || e.Process.ExecID == 0 && e.Kind != EventRefused) {
 			t.Errorf("accepted %+v", e)
 		}
-		if c, err := decodeCode(raw); err == nil && len(c.Files) > mappedFiles {
+		if c, err := DecodeCode(raw); err == nil && len(c.Files) > MaxMappedFiles {
 			t.Errorf("accepted %+v", c)
 		}
-		if x, _, err := decodeExec(raw); err == nil && (len(x.Path) > 256 || x.ScriptKnown && x.Script.Inode == 0) {
+		if x, _, err := DecodeExec(raw); err == nil && (len(x.Path) > 256 || x.ScriptKnown && x.Script.Inode == 0) {
 			t.Errorf("accepted %+v", x)
 		}
-		_, _ = decodeState(raw)
-		_ = findCgroup2(raw)
+		if token, _, err := DecodeFileState(raw); err == nil && token == 0 {
+			t.Error("accepted a file without a token")
+		}
+		if n, start, err := DecodeNow(raw); err == nil && n.Known != (start != 0) {
+			t.Errorf("accepted %+v of %d", n, start)
+		}
+		_, _ = DecodeState(raw)
 	})
 }

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf/record"
+)
+
+func TestSizesAreThoseOfTheMaps(t *testing.T) {
+	spec, err := loadSensor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]int{"tasks": record.TaskSize, "bindings": record.BindingSize, "state": record.StateSize, "execs": record.ExecSize, "looked": record.LookedSize, "inodes": record.FileStateSize, "code": record.CodeSize, "settings": binary.Size(settings{}), "held": binary.Size(held{})} {
+		if got := spec.Maps[name].ValueSize; got != uint32(size) {
+			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
+		}
+	}
+}
+
+func TestLacking(t *testing.T) {
+	if got := lacking(1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 0 {
+		t.Errorf("CAP_SYS_ADMIN lacks %v", got)
+	}
+	if got := lacking(1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH); len(got) != 1 || got[0] != "CAP_PERFMON" {
+		t.Errorf("lacking %v, want CAP_PERFMON", got)
+	}
+}
+
+func TestFindCgroup2(t *testing.T) {
+	const info = "25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
+		"26 25 0:23 /part /mnt/part rw shared:1 - cgroup2 none rw\n" +
+		"27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"
+	if got := findCgroup2([]byte(info)); got != "/mnt/a b" {
+		t.Errorf("found %q", got)
+	}
+}
+
+func FuzzFindCgroup2(f *testing.F) {
+	f.Add([]byte("27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if p := findCgroup2(raw); len(p) > len(raw) {
+			t.Errorf("found %q", p)
+		}
+	})
+}

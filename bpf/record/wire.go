@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package record
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// What a look-up did not find, or not whole; test with errors.Is.
+var (
+	// ErrNoRecord: the process is gone, or the sensor never saw how it came to be.
+	ErrNoRecord = errors.New("the sensor has no record of this process")
+	// ErrNoBinding: the socket was connected while the sensor was not attached, by a process
+	// without a record, from outside the cgroup tree that the sensor sees, or (T2) by a name that
+	// is not the socket's own and not in bpf.Config.SocketNames.
+	ErrNoBinding = errors.New("the sensor did not see who connected this socket: perhaps by a name that it does not watch (socket_names)")
+	// ErrMalformed: kernel bytes break the layout of wire.h.
+	ErrMalformed = errors.New("malformed kernel record")
+)
+
+// Sizes of the structures in wire.h, in bytes.
+const (
+	TaskSize      = 776
+	credsSize     = 232
+	NowSize       = 16 + credsSize
+	LookedSize    = 8 + NowSize
+	BindingSize   = 1336
+	ExecSize      = 400
+	FileStateSize = 16
+	CodeSize      = 8 + MaxMappedFiles*32
+	EventSize     = 72
+	StateSize     = 88
+)
+
+// How many of each a structure holds.
+const (
+	MaxAncestors   = 16
+	MaxGroups      = 32 // supplementary
+	MaxMappedFiles = 60
+)
+
+// reader takes fields off a record in the order of wire.h. Callers check the length first.
+type reader []byte
+
+func (r *reader) u32() uint32 {
+	v := binary.NativeEndian.Uint32(*r)
+	*r = (*r)[4:]
+	return v
+}
+
+func (r *reader) u64() uint64 {
+	v := binary.NativeEndian.Uint64(*r)
+	*r = (*r)[8:]
+	return v
+}
+
+// NamespaceNumbers are the numbers of struct namespaces in wire.h.
+type NamespaceNumbers struct{ User, PID, Mount, Network, Cgroup, IPC, UTS uint32 }
+
+func decodeNamespaces(r *reader) NamespaceNumbers {
+	n := NamespaceNumbers{r.u32(), r.u32(), r.u32(), r.u32(), r.u32(), r.u32(), r.u32()}
+	r.u32()
+	return n
+}
+
+// State is what the programs count; see sensor_state in wire.h.
+type State struct {
+	NextExecID, SeedTime, Seeded, EventsLost, RecordsLost uint64
+	Host                                                  NamespaceNumbers
+	Refused                                               uint64
+}
+
+// DecodeState reads struct sensor_state.
+func DecodeState(raw []byte) (c State, err error) {
+	if len(raw) != StateSize {
+		return c, fmt.Errorf("%w: a state of %d bytes, want %d", ErrMalformed, len(raw), StateSize)
+	}
+	r := reader(raw)
+	c = State{NextExecID: r.u64(), SeedTime: r.u64(), Seeded: r.u64(), EventsLost: r.u64(), RecordsLost: r.u64()}
+	r.u64() // next_token
+	c.Host = decodeNamespaces(&r)
+	c.Refused = r.u64()
+	return c, nil
+}
