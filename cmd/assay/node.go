@@ -137,6 +137,9 @@ func showNode(w io.Writer, n *adminpb.Node, all bool) {
 	for i := len(n.History) - 1; i >= 0; i-- {
 		fmt.Fprintf(w, "  before\t%s\n", standingText(n.History[i]))
 	}
+	for _, v := range n.Vouched[max(0, len(n.Vouched)-vouchedShown):] {
+		fmt.Fprintf(w, "  delivered\t%d:%x by %s, vouched for by the TPM\n", v.Count, v.Head, timeText(v.At))
+	}
 	for _, c := range n.Checks {
 		fmt.Fprintf(w, "  checked\t%s: %s\n", c.Name, c.Detail)
 	}
@@ -144,6 +147,9 @@ func showNode(w io.Writer, n *adminpb.Node, all bool) {
 		fmt.Fprintf(w, "  selector\t%s\n", s)
 	}
 }
+
+// vouchedShown are the last ones; with -o json all that the server knows are shown.
+const vouchedShown = 3
 
 // standingText is "suspended since <time> by drift: <reason>".
 func standingText(s *adminpb.Standing) string {

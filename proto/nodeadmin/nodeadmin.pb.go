@@ -168,8 +168,10 @@ type Node struct {
 	CreatedAt     int64 `protobuf:"varint,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	AttestedAt    int64 `protobuf:"varint,11,opt,name=attested_at,json=attestedAt,proto3" json:"attested_at,omitempty"`
 	// The node's place in the inventory, if it has one.
-	Device        *Device `protobuf:"bytes,12,opt,name=device,proto3" json:"device,omitempty"`
-	CanReattest   bool    `protobuf:"varint,13,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"`
+	Device      *Device `protobuf:"bytes,12,opt,name=device,proto3" json:"device,omitempty"`
+	CanReattest bool    `protobuf:"varint,13,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"`
+	// Parts of the agent's history of deliveries that its TPM vouched for to this server, oldest first.
+	Vouched       []*Vouched `protobuf:"bytes,14,rep,name=vouched,proto3" json:"vouched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -295,6 +297,77 @@ func (x *Node) GetCanReattest() bool {
 	return false
 }
 
+func (x *Node) GetVouched() []*Vouched {
+	if x != nil {
+		return x.Vouched
+	}
+	return nil
+}
+
+// Vouched says that an agent had delivered this: the history on the node must agree
+// (assay agent history verify).
+type Vouched struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of records, and the head of the hash chain after them (32 bytes).
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Head  []byte `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// Unix seconds.
+	At            int64 `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Vouched) Reset() {
+	*x = Vouched{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Vouched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Vouched) ProtoMessage() {}
+
+func (x *Vouched) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Vouched.ProtoReflect.Descriptor instead.
+func (*Vouched) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Vouched) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Vouched) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *Vouched) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: any.
@@ -308,7 +381,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[3]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +393,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[3]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +406,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{3}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListNodesRequest) GetState() string {
@@ -359,7 +432,7 @@ func (x *ListNodesRequest) GetPageToken() string {
 
 type ListNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Without selectors, checks and history.
+	// Without selectors, checks, history and vouched.
 	Nodes         []*Node `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	NextPageToken string  `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -368,7 +441,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[4]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +453,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[4]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +466,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{4}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -419,7 +492,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[5]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +504,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[5]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +517,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{5}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetNodeRequest) GetSpiffeId() string {
@@ -463,7 +536,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[6]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +548,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[6]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +561,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{6}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ApproveRequest) GetSpiffeId() string {
@@ -508,7 +581,7 @@ type SuspendRequest struct {
 
 func (x *SuspendRequest) Reset() {
 	*x = SuspendRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[7]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +593,7 @@ func (x *SuspendRequest) String() string {
 func (*SuspendRequest) ProtoMessage() {}
 
 func (x *SuspendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[7]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +606,7 @@ func (x *SuspendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendRequest.ProtoReflect.Descriptor instead.
 func (*SuspendRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{7}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SuspendRequest) GetSpiffeId() string {
@@ -559,7 +632,7 @@ type ReadmitRequest struct {
 
 func (x *ReadmitRequest) Reset() {
 	*x = ReadmitRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[8]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +644,7 @@ func (x *ReadmitRequest) String() string {
 func (*ReadmitRequest) ProtoMessage() {}
 
 func (x *ReadmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[8]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +657,7 @@ func (x *ReadmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadmitRequest.ProtoReflect.Descriptor instead.
 func (*ReadmitRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{8}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReadmitRequest) GetSpiffeId() string {
@@ -604,7 +677,7 @@ type BanRequest struct {
 
 func (x *BanRequest) Reset() {
 	*x = BanRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[9]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +689,7 @@ func (x *BanRequest) String() string {
 func (*BanRequest) ProtoMessage() {}
 
 func (x *BanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[9]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +702,7 @@ func (x *BanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BanRequest.ProtoReflect.Descriptor instead.
 func (*BanRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{9}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BanRequest) GetSpiffeId() string {
@@ -664,7 +737,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[10]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +749,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[10]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +762,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{10}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Device) GetEkHash() string {
@@ -742,7 +815,7 @@ type ListInventoryRequest struct {
 
 func (x *ListInventoryRequest) Reset() {
 	*x = ListInventoryRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[11]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +827,7 @@ func (x *ListInventoryRequest) String() string {
 func (*ListInventoryRequest) ProtoMessage() {}
 
 func (x *ListInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[11]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +840,7 @@ func (x *ListInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInventoryRequest.ProtoReflect.Descriptor instead.
 func (*ListInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{11}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{12}
 }
 
 type ListInventoryResponse struct {
@@ -779,7 +852,7 @@ type ListInventoryResponse struct {
 
 func (x *ListInventoryResponse) Reset() {
 	*x = ListInventoryResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[12]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +864,7 @@ func (x *ListInventoryResponse) String() string {
 func (*ListInventoryResponse) ProtoMessage() {}
 
 func (x *ListInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[12]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +877,7 @@ func (x *ListInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInventoryResponse.ProtoReflect.Descriptor instead.
 func (*ListInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{12}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListInventoryResponse) GetDevices() []*Device {
@@ -823,7 +896,7 @@ type AddInventoryRequest struct {
 
 func (x *AddInventoryRequest) Reset() {
 	*x = AddInventoryRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[13]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +908,7 @@ func (x *AddInventoryRequest) String() string {
 func (*AddInventoryRequest) ProtoMessage() {}
 
 func (x *AddInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[13]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +921,7 @@ func (x *AddInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddInventoryRequest.ProtoReflect.Descriptor instead.
 func (*AddInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{13}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AddInventoryRequest) GetDevices() []*Device {
@@ -866,7 +939,7 @@ type AddInventoryResponse struct {
 
 func (x *AddInventoryResponse) Reset() {
 	*x = AddInventoryResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[14]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +951,7 @@ func (x *AddInventoryResponse) String() string {
 func (*AddInventoryResponse) ProtoMessage() {}
 
 func (x *AddInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[14]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +964,7 @@ func (x *AddInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddInventoryResponse.ProtoReflect.Descriptor instead.
 func (*AddInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{14}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{15}
 }
 
 type RemoveInventoryRequest struct {
@@ -903,7 +976,7 @@ type RemoveInventoryRequest struct {
 
 func (x *RemoveInventoryRequest) Reset() {
 	*x = RemoveInventoryRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[15]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +988,7 @@ func (x *RemoveInventoryRequest) String() string {
 func (*RemoveInventoryRequest) ProtoMessage() {}
 
 func (x *RemoveInventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[15]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1001,7 @@ func (x *RemoveInventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveInventoryRequest.ProtoReflect.Descriptor instead.
 func (*RemoveInventoryRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{15}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveInventoryRequest) GetEkHashes() []string {
@@ -948,7 +1021,7 @@ type RemoveInventoryResponse struct {
 
 func (x *RemoveInventoryResponse) Reset() {
 	*x = RemoveInventoryResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[16]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1033,7 @@ func (x *RemoveInventoryResponse) String() string {
 func (*RemoveInventoryResponse) ProtoMessage() {}
 
 func (x *RemoveInventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[16]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1046,7 @@ func (x *RemoveInventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveInventoryResponse.ProtoReflect.Descriptor instead.
 func (*RemoveInventoryResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{16}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveInventoryResponse) GetRemoved() int32 {
@@ -993,7 +1066,7 @@ type CheckNodesRequest struct {
 
 func (x *CheckNodesRequest) Reset() {
 	*x = CheckNodesRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1078,7 @@ func (x *CheckNodesRequest) String() string {
 func (*CheckNodesRequest) ProtoMessage() {}
 
 func (x *CheckNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[17]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1091,7 @@ func (x *CheckNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNodesRequest.ProtoReflect.Descriptor instead.
 func (*CheckNodesRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{17}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckNodesRequest) GetGroup() string {
@@ -1040,7 +1113,7 @@ type CheckNodesResponse struct {
 
 func (x *CheckNodesResponse) Reset() {
 	*x = CheckNodesResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1125,7 @@ func (x *CheckNodesResponse) String() string {
 func (*CheckNodesResponse) ProtoMessage() {}
 
 func (x *CheckNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[18]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1138,7 @@ func (x *CheckNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNodesResponse.ProtoReflect.Descriptor instead.
 func (*CheckNodesResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{18}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckNodesResponse) GetJudged() int32 {
@@ -1094,7 +1167,7 @@ type NodeFindings struct {
 
 func (x *NodeFindings) Reset() {
 	*x = NodeFindings{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1179,7 @@ func (x *NodeFindings) String() string {
 func (*NodeFindings) ProtoMessage() {}
 
 func (x *NodeFindings) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1192,7 @@ func (x *NodeFindings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFindings.ProtoReflect.Descriptor instead.
 func (*NodeFindings) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{19}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeFindings) GetSpiffeId() string {
@@ -1157,7 +1230,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1242,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1255,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{20}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Finding) GetRule() string {
@@ -1221,7 +1294,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1306,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1319,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{21}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{22}
 }
 
 type ListRootsResponse struct {
@@ -1259,7 +1332,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1344,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1357,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{22}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRootsResponse) GetCertificates() [][]byte {
@@ -1306,7 +1379,7 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\x02by\x18\x04 \x01(\tR\x02by\"3\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06detail\x18\x02 \x01(\tR\x06detail\"\x96\x04\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"\xcd\x04\n" +
 	"\x04Node\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x128\n" +
 	"\bstanding\x18\x02 \x01(\v2\x1c.assay.nodeadmin.v1.StandingR\bstanding\x126\n" +
@@ -1324,7 +1397,12 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\vattested_at\x18\v \x01(\x03R\n" +
 	"attestedAt\x122\n" +
 	"\x06device\x18\f \x01(\v2\x1a.assay.nodeadmin.v1.DeviceR\x06device\x12!\n" +
-	"\fcan_reattest\x18\r \x01(\bR\vcanReattest\"d\n" +
+	"\fcan_reattest\x18\r \x01(\bR\vcanReattest\x125\n" +
+	"\avouched\x18\x0e \x03(\v2\x1b.assay.nodeadmin.v1.VouchedR\avouched\"C\n" +
+	"\aVouched\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\fR\x04head\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x03R\x02at\"d\n" +
 	"\x10ListNodesRequest\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1406,69 +1484,71 @@ func file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP() []byte {
 	return file_assay_nodeadmin_nodeadmin_proto_rawDescData
 }
 
-var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_assay_nodeadmin_nodeadmin_proto_goTypes = []any{
 	(*Standing)(nil),                // 0: assay.nodeadmin.v1.Standing
 	(*Check)(nil),                   // 1: assay.nodeadmin.v1.Check
 	(*Node)(nil),                    // 2: assay.nodeadmin.v1.Node
-	(*ListNodesRequest)(nil),        // 3: assay.nodeadmin.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 4: assay.nodeadmin.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 5: assay.nodeadmin.v1.GetNodeRequest
-	(*ApproveRequest)(nil),          // 6: assay.nodeadmin.v1.ApproveRequest
-	(*SuspendRequest)(nil),          // 7: assay.nodeadmin.v1.SuspendRequest
-	(*ReadmitRequest)(nil),          // 8: assay.nodeadmin.v1.ReadmitRequest
-	(*BanRequest)(nil),              // 9: assay.nodeadmin.v1.BanRequest
-	(*Device)(nil),                  // 10: assay.nodeadmin.v1.Device
-	(*ListInventoryRequest)(nil),    // 11: assay.nodeadmin.v1.ListInventoryRequest
-	(*ListInventoryResponse)(nil),   // 12: assay.nodeadmin.v1.ListInventoryResponse
-	(*AddInventoryRequest)(nil),     // 13: assay.nodeadmin.v1.AddInventoryRequest
-	(*AddInventoryResponse)(nil),    // 14: assay.nodeadmin.v1.AddInventoryResponse
-	(*RemoveInventoryRequest)(nil),  // 15: assay.nodeadmin.v1.RemoveInventoryRequest
-	(*RemoveInventoryResponse)(nil), // 16: assay.nodeadmin.v1.RemoveInventoryResponse
-	(*CheckNodesRequest)(nil),       // 17: assay.nodeadmin.v1.CheckNodesRequest
-	(*CheckNodesResponse)(nil),      // 18: assay.nodeadmin.v1.CheckNodesResponse
-	(*NodeFindings)(nil),            // 19: assay.nodeadmin.v1.NodeFindings
-	(*Finding)(nil),                 // 20: assay.nodeadmin.v1.Finding
-	(*ListRootsRequest)(nil),        // 21: assay.nodeadmin.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),       // 22: assay.nodeadmin.v1.ListRootsResponse
+	(*Vouched)(nil),                 // 3: assay.nodeadmin.v1.Vouched
+	(*ListNodesRequest)(nil),        // 4: assay.nodeadmin.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 5: assay.nodeadmin.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 6: assay.nodeadmin.v1.GetNodeRequest
+	(*ApproveRequest)(nil),          // 7: assay.nodeadmin.v1.ApproveRequest
+	(*SuspendRequest)(nil),          // 8: assay.nodeadmin.v1.SuspendRequest
+	(*ReadmitRequest)(nil),          // 9: assay.nodeadmin.v1.ReadmitRequest
+	(*BanRequest)(nil),              // 10: assay.nodeadmin.v1.BanRequest
+	(*Device)(nil),                  // 11: assay.nodeadmin.v1.Device
+	(*ListInventoryRequest)(nil),    // 12: assay.nodeadmin.v1.ListInventoryRequest
+	(*ListInventoryResponse)(nil),   // 13: assay.nodeadmin.v1.ListInventoryResponse
+	(*AddInventoryRequest)(nil),     // 14: assay.nodeadmin.v1.AddInventoryRequest
+	(*AddInventoryResponse)(nil),    // 15: assay.nodeadmin.v1.AddInventoryResponse
+	(*RemoveInventoryRequest)(nil),  // 16: assay.nodeadmin.v1.RemoveInventoryRequest
+	(*RemoveInventoryResponse)(nil), // 17: assay.nodeadmin.v1.RemoveInventoryResponse
+	(*CheckNodesRequest)(nil),       // 18: assay.nodeadmin.v1.CheckNodesRequest
+	(*CheckNodesResponse)(nil),      // 19: assay.nodeadmin.v1.CheckNodesResponse
+	(*NodeFindings)(nil),            // 20: assay.nodeadmin.v1.NodeFindings
+	(*Finding)(nil),                 // 21: assay.nodeadmin.v1.Finding
+	(*ListRootsRequest)(nil),        // 22: assay.nodeadmin.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),       // 23: assay.nodeadmin.v1.ListRootsResponse
 }
 var file_assay_nodeadmin_nodeadmin_proto_depIdxs = []int32{
 	0,  // 0: assay.nodeadmin.v1.Node.standing:type_name -> assay.nodeadmin.v1.Standing
 	0,  // 1: assay.nodeadmin.v1.Node.history:type_name -> assay.nodeadmin.v1.Standing
 	1,  // 2: assay.nodeadmin.v1.Node.checks:type_name -> assay.nodeadmin.v1.Check
-	10, // 3: assay.nodeadmin.v1.Node.device:type_name -> assay.nodeadmin.v1.Device
-	2,  // 4: assay.nodeadmin.v1.ListNodesResponse.nodes:type_name -> assay.nodeadmin.v1.Node
-	10, // 5: assay.nodeadmin.v1.ListInventoryResponse.devices:type_name -> assay.nodeadmin.v1.Device
-	10, // 6: assay.nodeadmin.v1.AddInventoryRequest.devices:type_name -> assay.nodeadmin.v1.Device
-	19, // 7: assay.nodeadmin.v1.CheckNodesResponse.refused:type_name -> assay.nodeadmin.v1.NodeFindings
-	20, // 8: assay.nodeadmin.v1.NodeFindings.findings:type_name -> assay.nodeadmin.v1.Finding
-	3,  // 9: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
-	5,  // 10: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
-	6,  // 11: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
-	7,  // 12: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
-	8,  // 13: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
-	9,  // 14: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
-	11, // 15: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
-	13, // 16: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
-	15, // 17: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
-	21, // 18: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
-	17, // 19: assay.nodeadmin.v1.NodeAdmin.CheckNodes:input_type -> assay.nodeadmin.v1.CheckNodesRequest
-	4,  // 20: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
-	2,  // 21: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
-	2,  // 22: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
-	2,  // 23: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
-	2,  // 24: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
-	2,  // 25: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
-	12, // 26: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
-	14, // 27: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
-	16, // 28: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
-	22, // 29: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
-	18, // 30: assay.nodeadmin.v1.NodeAdmin.CheckNodes:output_type -> assay.nodeadmin.v1.CheckNodesResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 3: assay.nodeadmin.v1.Node.device:type_name -> assay.nodeadmin.v1.Device
+	3,  // 4: assay.nodeadmin.v1.Node.vouched:type_name -> assay.nodeadmin.v1.Vouched
+	2,  // 5: assay.nodeadmin.v1.ListNodesResponse.nodes:type_name -> assay.nodeadmin.v1.Node
+	11, // 6: assay.nodeadmin.v1.ListInventoryResponse.devices:type_name -> assay.nodeadmin.v1.Device
+	11, // 7: assay.nodeadmin.v1.AddInventoryRequest.devices:type_name -> assay.nodeadmin.v1.Device
+	20, // 8: assay.nodeadmin.v1.CheckNodesResponse.refused:type_name -> assay.nodeadmin.v1.NodeFindings
+	21, // 9: assay.nodeadmin.v1.NodeFindings.findings:type_name -> assay.nodeadmin.v1.Finding
+	4,  // 10: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
+	6,  // 11: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
+	7,  // 12: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
+	8,  // 13: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
+	9,  // 14: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
+	10, // 15: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
+	12, // 16: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
+	14, // 17: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
+	16, // 18: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
+	22, // 19: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
+	18, // 20: assay.nodeadmin.v1.NodeAdmin.CheckNodes:input_type -> assay.nodeadmin.v1.CheckNodesRequest
+	5,  // 21: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
+	2,  // 22: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
+	2,  // 23: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
+	2,  // 24: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
+	2,  // 25: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
+	2,  // 26: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
+	13, // 27: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
+	15, // 28: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
+	17, // 29: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
+	23, // 30: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
+	19, // 31: assay.nodeadmin.v1.NodeAdmin.CheckNodes:output_type -> assay.nodeadmin.v1.CheckNodesResponse
+	21, // [21:32] is the sub-list for method output_type
+	10, // [10:21] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_assay_nodeadmin_nodeadmin_proto_init() }
@@ -1482,7 +1562,7 @@ func file_assay_nodeadmin_nodeadmin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_nodeadmin_nodeadmin_proto_rawDesc), len(file_assay_nodeadmin_nodeadmin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

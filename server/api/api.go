@@ -99,6 +99,8 @@ type Continuous interface {
 	Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, ask func(context.Context, []byte) ([]byte, error)) error
 	// Fresh reports whether the node answered lately.
 	Fresh(id spiffeid.ID) bool
+	// Vouched returns what the agent's TPM vouched for of what it delivered, oldest first.
+	Vouched(id spiffeid.ID) []nodes.Anchor
 }
 
 // Config of the API.

@@ -90,7 +90,13 @@ func (s *nodeAdminService) nodeOf(id spiffeid.ID) (*adminv1.Node, error) {
 	if n == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no node %s; `assay node list` shows those that there are", id)
 	}
-	return s.nodeToProto(n), nil
+	p := s.nodeToProto(n)
+	if s.cfg.Continuous != nil {
+		for _, v := range s.cfg.Continuous.Vouched(n.ID) {
+			p.Vouched = append(p.Vouched, &adminv1.Vouched{Count: v.History.Count, Head: v.History.Head[:], At: toUnix(v.At)})
+		}
+	}
+	return p, nil
 }
 
 // parseAgentID reads an ID that must be one of an agent.

@@ -51,6 +51,8 @@ func (s *script) Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, 
 
 func (s *script) Fresh(spiffeid.ID) bool { return s.fresh.Load() }
 
+func (s *script) Vouched(spiffeid.ID) []nodes.Anchor { return nil }
+
 // site is a server with one admitted node, and the node's connection.
 type site struct {
 	nodes   *nodes.Registry
