@@ -37,7 +37,7 @@ func (c *Continuous) round(ctx context.Context, id spiffeid.ID, w *watched, r *r
 		if err != nil {
 			return err
 		}
-		quoted, err := verify.Requote(state.AK, q, a, r.spki, r.binding)
+		quoted, err := r.ak.Requote(q, a, r.spki, r.binding)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/verify"
 )
 
 // Continuous asks admitted machines again and again whether they still are what they were, and
@@ -76,6 +77,7 @@ const (
 
 // requoting is one stream. Who sends to asked has a question put at once, and gets its outcome.
 type requoting struct {
+	ak            *verify.AK
 	spki, binding []byte
 	ask           func(context.Context, []byte) ([]byte, error)
 	asked         chan chan error
@@ -160,12 +162,12 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 
 // begin takes the machine's state: that in memory, unless it attested since. An older stream must
 // be dead: the agent has one at a time.
-func (c *Continuous) begin(ctx context.Context, id spiffeid.ID, r *requoting) (*watched, error) {
+func (c *Continuous) begin(ctx context.Context, id spiffeid.ID, r *requoting) (w *watched, err error) {
 	n := c.Nodes.Get(id)
 	if n == nil || n.State != StateAdmitted || n.TPM == nil {
 		return nil, &DeniedError{Agent: id, Reason: NotActive}
 	}
-	w := c.of(id)
+	w = c.of(id)
 	w.mu.Lock()
 	live := w.live
 	w.mu.Unlock()
@@ -177,6 +179,9 @@ func (c *Continuous) begin(ctx context.Context, id spiffeid.ID, r *requoting) (*
 	if w.state == nil || !w.of.Equal(n.AttestedAt) {
 		state := *n.TPM
 		w.of, w.state, w.kept, w.recent = n.AttestedAt, &state, c.Now(), nil
+	}
+	if r.ak, err = verify.ParseAK(w.state.AK); err != nil {
+		return nil, err
 	}
 	w.live = r
 	return w, nil

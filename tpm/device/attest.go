@@ -210,19 +210,26 @@ func (d *Device) quote(ak loaded, qualifyingData []byte, pcrs []int, out *tpm.Qu
 	return fmt.Errorf("the PCRs changed %d times while they were quoted; try again when fewer programs start", quoteAttempts)
 }
 
-// readPCRs returns the values and the digest over them that a quote would have.
+// readPCRs returns the values and the digest over them that a quote would have. The TPM reads up to
+// eight at once.
 func (d *Device) readPCRs(pcrs []int) (values map[int][]byte, digest []byte, err error) {
 	values = make(map[int][]byte, len(pcrs))
+	for left := pcrs; len(left) > 0; {
+		r, err := tpm2.PCRRead{PCRSelectionIn: selection(left...)}.Execute(d.tpm)
+		if err != nil {
+			return nil, nil, fmt.Errorf("TPM2_PCR_Read %v: %w", left, err)
+		}
+		n := len(r.PCRValues.Digests)
+		if n == 0 || n > len(left) || !bytes.Equal(tpm2.Marshal(r.PCRSelectionOut), tpm2.Marshal(selection(left[:n]...))) {
+			return nil, nil, fmt.Errorf("TPM2_PCR_Read %v: the TPM has no SHA-256 bank; enable it in the firmware setup", left)
+		}
+		for i, v := range r.PCRValues.Digests {
+			values[left[i]] = v.Buffer
+		}
+		left = left[n:]
+	}
 	h := sha256.New()
 	for _, n := range pcrs {
-		r, err := tpm2.PCRRead{PCRSelectionIn: selection(n)}.Execute(d.tpm)
-		if err != nil {
-			return nil, nil, fmt.Errorf("TPM2_PCR_Read %d: %w", n, err)
-		}
-		if len(r.PCRValues.Digests) != 1 {
-			return nil, nil, fmt.Errorf("TPM2_PCR_Read %d: the TPM has no SHA-256 bank; enable it in the firmware setup", n)
-		}
-		values[n] = r.PCRValues.Digests[0].Buffer
 		h.Write(values[n])
 	}
 	return values, h.Sum(nil), nil

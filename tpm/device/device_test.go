@@ -66,7 +66,7 @@ func noHandles(t *testing.T, d *Device, when string) {
 }
 
 // challenge does the server's part for a Hello, without judging it.
-func challenge(t *testing.T, h tpm.Hello, secret []byte) tpm.Challenge {
+func challenge(t testing.TB, h tpm.Hello, secret []byte) tpm.Challenge {
 	t.Helper()
 	ek, err := tpm2.Unmarshal[tpm2.TPMTPublic](h.EKPublic)
 	if err != nil {

@@ -44,19 +44,29 @@ func (q *Quoted) Before(other *Quoted) bool {
 	return q.Clock < other.Clock
 }
 
-// Requote judges the answer to a question that was asked an agent whose attestation vouched for ak
-// (Verdict.AK) and for the key with that SPKI, on the connection that binding names. What the IMA
-// log says is for the caller: ima.State.Advance.
-func Requote(ak []byte, question tpm.Question, a tpm.Answer, spki, binding []byte) (Quoted, error) {
-	public, err := parsePublic(ak)
-	if err != nil {
-		return Quoted{}, fmt.Errorf("reading the attestation key that was kept: %w", err)
+// AK is the attestation key of an agent whose attestation vouched for it.
+type AK struct{ public *publicArea }
+
+// ParseAK reads Verdict.AK.
+func ParseAK(public []byte) (*AK, error) {
+	p, err := parsePublic(public)
+	if err == nil {
+		err = p.checkSigningKey(true)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the attestation key that was kept: %w", err)
+	}
+	return &AK{p}, nil
+}
+
+// Requote judges the answer to a question that was asked the agent with the key of that SPKI, on the
+// connection that binding names. What the IMA log says is for the caller: ima.State.Advance.
+func (k *AK) Requote(question tpm.Question, a tpm.Answer, spki, binding []byte) (Quoted, error) {
 	if err := judgeBinding(binding); err != nil {
 		return Quoted{}, err
 	}
 	q := tpm.RequoteData(question.Nonce, spki, binding, a.History)
-	return judgeQuote(public, a.Quoted, question.PCRs, q, func(string, string, ...any) {})
+	return judgeQuote(k.public, a.Quoted, question.PCRs, q, func(string, string, ...any) {})
 }
 
 func judgeBinding(binding []byte) error {
@@ -82,7 +92,7 @@ func judgeQuote(ak *publicArea, m tpm.Quoted, pcrs []int, q []byte, pass func(ch
 		return Quoted{}, refuse(checkHierarchy, "the attestation key is not a primary key of the endorsement hierarchy, so the TPM hides its counters from it")
 	}
 	pass(checkHierarchy, "primary key of the endorsement hierarchy: counters and firmware version are true")
-	if !bytes.Equal(tpm2.Marshal(info.PCRSelect), tpm2.Marshal(selectionOf(pcrs))) {
+	if !isSelection(info.PCRSelect, pcrs) {
 		return Quoted{}, refuse(checkSelection, "the quote is about other PCRs than %v", pcrs)
 	}
 	pass(checkSelection, "SHA-256 PCRs %s", strings.Trim(fmt.Sprint(pcrs), "[]"))

@@ -22,18 +22,20 @@ import (
 func TestRequote(t *testing.T) {
 	n := newNode(t, swtpmtest.New(t))
 	spki := n.spki(n.hello.KeyPublic)
+	ak, err := ParseAK(n.hello.AKPublic)
+	n.ok(err)
 	question := tpm.Question{Version: tpm.Version, Nonce: bytes.Repeat([]byte{1}, tpm.NonceSize), PCRs: DefaultPCRs}
 	history := tpm.History{Count: 3, Head: [32]byte{4}}
 	good, err := n.device.Requote(n.key, question, binding, history)
 	n.ok(err)
-	first, err := Requote(n.hello.AKPublic, question, good, spki, binding)
+	first, err := ak.Requote(question, good, spki, binding)
 	n.ok(err)
 	if len(first.PCRs) != len(DefaultPCRs) || first.ResetCount == 0 {
 		t.Errorf("%+v", first)
 	}
 	again, err := n.device.Requote(n.key, question, binding, history)
 	n.ok(err)
-	second, err := Requote(n.hello.AKPublic, question, again, spki, binding)
+	second, err := ak.Requote(question, again, spki, binding)
 	n.ok(err)
 	if second.Before(&first) || !second.SameBoot(&first) {
 		t.Errorf("%+v, then %+v", first, second)
@@ -60,7 +62,7 @@ func TestRequote(t *testing.T) {
 		"the quote of an attestation": {question, n.fromAttestation(history), spki, binding, checkQuote},
 	} {
 		t.Run(what, func(t *testing.T) {
-			_, err := Requote(n.hello.AKPublic, c.question, c.answer, c.spki, c.binding)
+			_, err := ak.Requote(c.question, c.answer, c.spki, c.binding)
 			refused(t, err, c.check, "")
 		})
 	}

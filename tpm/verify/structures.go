@@ -167,6 +167,12 @@ func verifyAttest(ak *publicArea, attest, signature []byte, kind tpm2.TPMST, qua
 	return a, nil
 }
 
+// isSelection reports whether a selection is selectionOf(pcrs), and no more.
+func isSelection(l tpm2.TPMLPCRSelection, pcrs []int) bool {
+	want := selectionOf(pcrs).PCRSelections[0]
+	return len(l.PCRSelections) == 1 && l.PCRSelections[0].Hash == want.Hash && bytes.Equal(l.PCRSelections[0].PCRSelect, want.PCRSelect)
+}
+
 // selectionOf returns the TPML_PCR_SELECTION for PCRs of the SHA-256 bank.
 func selectionOf(pcrs []int) tpm2.TPMLPCRSelection {
 	ns := make([]uint, len(pcrs))
