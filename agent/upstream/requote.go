@@ -37,8 +37,8 @@ func (c *Client) requote(ctx context.Context, n *node, conn *grpc.ClientConn, r 
 		switch code := status.Code(err); {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case code == codes.Unimplemented:
-			c.cfg.Logger.Debug("the server asks for no quotes between attestations")
+		case code == codes.Unimplemented, code == codes.FailedPrecondition:
+			c.cfg.Logger.Debug("the server asks for no quotes between attestations", "answer", err)
 			return nil
 		case code == codes.Aborted:
 			return fmt.Errorf("%w: %s", errReattest, status.Convert(err).Message())
