@@ -131,7 +131,7 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 	if err != nil {
 		return err
 	}
-	defer c.end(w, r)
+	defer c.end(id, w, r)
 	var waiting chan error // who asked for this round
 	for {
 		err := c.standing(id)
@@ -187,12 +187,17 @@ func (c *Continuous) begin(ctx context.Context, id spiffeid.ID, r *requoting) (w
 	return w, nil
 }
 
-func (c *Continuous) end(w *watched, r *requoting) {
+func (c *Continuous) end(id spiffeid.ID, w *watched, r *requoting) {
 	close(r.done)
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.live == r {
 		w.live = nil
+	}
+	w.mu.Unlock()
+	if c.Nodes.Get(id) == nil { // evicted
+		c.mu.Lock()
+		delete(c.watched, id)
+		c.mu.Unlock()
 	}
 }
 
