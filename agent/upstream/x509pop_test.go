@@ -119,3 +119,30 @@ func TestX509POPFiles(t *testing.T) {
 		}
 	}
 }
+
+func FuzzX509POPAnswer(f *testing.F) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(`{"rsa_signature":{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},"ecdsa_signature":null}`))
+	f.Add([]byte(`{"rsa_signature":null,"ecdsa_signature":{"nonce":""}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		pop := &X509POP{proof: key}
+		answer, err := pop.Answer(t.Context(), data, nil)
+		if err != nil {
+			return
+		}
+		c, err := x509pop.Decode[x509pop.Challenge](data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := x509pop.Decode[x509pop.Response](answer)
+		if err == nil {
+			err = x509pop.Verify(key.Public(), c, r)
+		}
+		if err != nil {
+			t.Errorf("%q is answered by what does not verify: %v", data, err)
+		}
+	})
+}
