@@ -227,7 +227,7 @@ func (m *Machine) connect(ctx context.Context, socket string) (err error) {
 	for range 100 {
 		if m.shell, err = net.Dial("unix", socket); err == nil {
 			m.lines = bufio.NewReader(m.shell)
-			_, err = m.until(ctx, "SHELL ready", 4*time.Minute)
+			_, err = m.until(ctx, "SHELL ready", 8*time.Minute)
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -121,7 +121,7 @@ func (l *lab) boot(t *testing.T, w Way, s Software) *Machine {
 	}
 	dir := filepath.Join(l.dir, "machine")
 	fatal(t, os.MkdirAll(dir, 0o755))
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	m, err := Boot(ctx, w, s, l.downloads, dir, socket, l.console)
 	if err != nil {
@@ -164,6 +164,7 @@ func TestBoots(t *testing.T) {
 	l := newLab(t)
 	for _, w := range Ways {
 		t.Run(w.Name, func(t *testing.T) {
+			l.rule(t, "")
 			began := time.Now()
 			m := l.boot(t, w, l.software)
 			t.Logf("genuine: a shell after %s", time.Since(began).Round(time.Second))
@@ -209,8 +210,14 @@ func (l *lab) learn(t *testing.T, m *Machine, w Way) {
 	if w.Secure {
 		rules += " secure_boot = true\n"
 	}
+	l.rule(t, rules+"}")
+}
+
+// rule starts the server anew with a node group.
+func (l *lab) rule(t *testing.T, group string) {
+	t.Helper()
 	fatal(t, l.server.StopServer())
-	l.server.SetServer(rules + "}")
+	l.server.SetServer(group)
 	fatal(t, l.server.StartServer(t.Context()))
 }
 
