@@ -135,7 +135,7 @@ static long count_held(__u32 block, struct walk *w)
 	return 0;
 }
 
-/* Which image the recorded process runs now, and how many of its descriptors are the file. */
+/* How the recorded process is now, and how many of its descriptors are the file. */
 static __always_inline void look_at_owner(struct binding *b, struct file *f)
 {
 	struct task_struct *t = bpf_task_from_pid(b->who.task.tgid);
@@ -163,6 +163,8 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 		if (f) /* looks at 262,144 descriptors; any beyond count as not held */
 			bpf_loop(8192, count_held, &w, 0);
 		b->held = w.held;
+		if (!(b->state & PEER_DIFFERS))
+			READ_NOW(PLAIN, &b->now, t);
 	}
 	bpf_task_release(t);
 }
@@ -206,7 +208,7 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 	b->file = socket ? (__u64)f : 0;
 	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;
+	b->now.start = 0;
 	look_at_owner(b, f);
-	read_peer_now(&b->now, (struct sock *)u);
 	return 1;
 }

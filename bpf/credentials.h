@@ -86,16 +86,16 @@ static __always_inline void read_current_credentials(struct credentials *c, stru
 	READ_CREDENTIALS(PLAIN, c, t, cred);
 }
 
-static __always_inline void read_now(struct now *n, struct task_struct *t)
-{
-	n->start = 0;
-	if (!BPF_CORE_READ(t, nsproxy))
-		return; /* it is exiting */
-	n->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);
-	const struct cred *cred = BPF_CORE_READ(t, real_cred);
-	READ_CREDENTIALS(PROBED, &n->creds, t, cred);
-	n->start = BPF_CORE_READ(t, start_boottime);
-}
+#define READ_NOW(READ, n, t)                                                                       \
+	do {                                                                                       \
+		(n)->start = 0;                                                                    \
+		if (!READ(t, nsproxy))                                                             \
+			break; /* it is exiting */                                                 \
+		(n)->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);                         \
+		const struct cred *_cred = READ(t, real_cred);                                     \
+		READ_CREDENTIALS(READ, &(n)->creds, t, _cred);                                     \
+		(n)->start = READ(t, start_boottime);                                              \
+	} while (0)
 
 /* The process that connected an accepted socket. The socket holds a reference to the struct
  * pid, and tasks are freed by RCU, so this needs no look-up by number. */
@@ -105,6 +105,8 @@ static __always_inline void read_peer_now(struct now *n, struct sock *accepted)
 	struct hlist_node *leader = BPF_CORE_READ(accepted, sk_peer_pid, tasks[1].first);
 	if (!leader)
 		return;
-	read_now(n, (void *)leader - bpf_core_field_offset(struct task_struct, pid_links) -
-			    sizeof(struct hlist_node));
+	struct task_struct *t = (void *)leader -
+				bpf_core_field_offset(struct task_struct, pid_links) -
+				sizeof(struct hlist_node);
+	READ_NOW(PROBED, n, t);
 }

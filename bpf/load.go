@@ -77,8 +77,9 @@ type Sensor struct {
 	watched watched
 	host    record.NamespaceNumbers
 	names   []string   // of sockets, which connects are recorded by
-	guarded []*os.File // folders that are marked as the agent\'s
+	guarded []*os.File // folders that are marked as the agent's
 	looking sync.Mutex // questions over the map `looked`
+	buffers sync.Pool  // of bytes of bindings
 }
 
 // Load attaches the sensor, or takes over the pinned one that an agent of the same build
@@ -95,7 +96,8 @@ func Load(c Config) (*Sensor, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
+	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{},
+		buffers: sync.Pool{New: func() any { return new([record.BindingSize]byte) }}}
 	if err := s.load(c); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -62,14 +63,15 @@ func (s *Sensor) watchSocket(fd int) error {
 func (s *Sensor) Binding(connFD int) (record.Binding, error) {
 	before := bootNow()
 	getsockname(connFD)
-	raw, err := s.maps["bindings"].LookupBytes(uint32(connFD))
-	if err != nil {
+	raw := s.buffers.Get().(*[record.BindingSize]byte)
+	defer s.buffers.Put(raw)
+	key := uint32(connFD)
+	if err := s.maps["bindings"].Lookup(&key, raw); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return record.Binding{}, record.ErrNoBinding
+	} else if err != nil {
 		return record.Binding{}, fmt.Errorf("looking up the binding: %w", err)
 	}
-	if raw == nil {
-		return record.Binding{}, record.ErrNoBinding
-	}
-	b, asked, err := record.DecodeBinding(raw, s.bootID)
+	b, asked, err := record.DecodeBinding(raw[:], s.bootID)
 	if err != nil {
 		return record.Binding{}, err
 	}

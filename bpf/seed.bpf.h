@@ -88,6 +88,6 @@ int look(struct bpf_iter__task *ctx)
 	__u32 zero = 0;
 	struct looked *l = bpf_map_lookup_elem(&looked, &zero);
 	if (t && l && t->pid == t->tgid && t->tgid == l->tgid)
-		read_now(&l->now, t);
+		READ_NOW(PLAIN, &l->now, t);
 	return 0;
 }

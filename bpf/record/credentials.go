@@ -51,8 +51,10 @@ func (g *Groups) List() (gids []uint32, known bool) {
 func decodeGroups(r *reader) Groups {
 	g := Groups{count: r.u32()}
 	g.known = g.count <= MaxGroups
-	for i := range g.gids {
-		g.gids[i] = r.u32()
+	list := *r
+	*r = list[4*MaxGroups:]
+	for i := range min(g.count, MaxGroups) {
+		g.gids[i] = list.u32()
 	}
 	return g
 }
