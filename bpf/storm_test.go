@@ -131,7 +131,7 @@ func seesAgain(t *testing.T, s *Sensor) {
 // to the memory cgroup in which the maps were made.
 func TestForkBomb(t *testing.T) {
 	const (
-		processes, rounds = 3000, 6
+		processes, rounds = 1500, 4
 		perProcess        = 6144 // bytes; a task_record takes 1 KiB, a code_record (T1) 2 KiB, the rest waits to be freed
 	)
 	pins := filepath.Join(bpffs(t), "assay")
