@@ -128,7 +128,7 @@ type Answer struct {
 
 // History names what the agent delivered so far: a hash chain over its records.
 type History struct {
-	// Count is the number of records since the agent started, Head the chain's last value.
+	// Count is the number of records since its data_dir was made, Head the chain's last value.
 	Count uint64   `json:"count"`
 	Head  [32]byte `json:"head"`
 }
