@@ -29,9 +29,9 @@ static __always_inline void map_file(struct code_record *c, struct inode *i)
 {
 	__u64 ino = BPF_CORE_READ(i, i_ino);
 	__u32 dev = BPF_CORE_READ(i, i_sb, s_dev);
+	struct inode_state s = unwritten(i);
+	__u64 token = s.token, wgen = s.wgen;
 	__u32 writers = BPF_CORE_READ(i, i_writecount.counter) > 0;
-	struct inode_state *s = state_of(i);
-	__u64 token = s ? s->token : 0, wgen = s ? s->wgen : 0;
 	for (int n = 0; n < MAPPED_FILES; n++) {
 		struct mapped_file *m = &c->files[n];
 		if (m->ino == ino && m->dev == dev && m->token == token && m->wgen == wgen &&

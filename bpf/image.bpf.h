@@ -5,7 +5,8 @@
  *
  *   lsm/bprm_creds_for_exec, fentry/security_…  the file given to execve, before an interpreter
  *                               takes its place: the script. Nobody can have it open for writing
- *                               at this moment (fs/exec.c: do_open_execat)
+ *                               at this moment (fs/exec.c: do_open_execat), but in Linux 6.11
+ *                               and early 6.12
  *   lsm.s/bprm_committed_creds  opt-in: the kernel's own digests of the executable, by IMA
  *                               (5.18, CONFIG_IMA; reads the file unless IMA knows it) and by
  *                               fs-verity (6.8, CONFIG_FS_VERITY; for files that are sealed)
@@ -27,11 +28,8 @@ SEC("lsm/bprm_creds_for_exec")
 int BPF_PROG(on_begin_exec, struct linux_binprm *bprm)
 {
 	struct exec_facts *f = begin_exec(bprm);
-	struct inode_state *s = f ? state_of(bprm->file->f_inode) : 0;
-	if (s) {
-		f->script_wgen = s->wgen;
-		f->script_token = s->token;
-	}
+	if (f)
+		f->script_state = unwritten(bprm->file->f_inode);
 	return 0;
 }
 

@@ -29,6 +29,20 @@ static __always_inline struct inode_state *state_of(struct inode *i)
 	return s;
 }
 
+/* The generation that the content has while nobody has the file open for writing; else token 0.
+ * open(2) counts a writer before file_open counts the generation, so here it is the other way
+ * round; the atomic operation orders the two. */
+static __always_inline struct inode_state unwritten(struct inode *i)
+{
+	struct inode_state *s = state_of(i), now = {};
+	if (!s)
+		return now;
+	now.wgen = __sync_fetch_and_add(&s->wgen, 0);
+	if (BPF_CORE_READ(i, i_writecount.counter) <= 0)
+		now.token = s->token;
+	return now;
+}
+
 static __always_inline void written(struct inode *i)
 {
 	struct inode_state *s = bpf_inode_storage_get(&inodes, i, 0, 0);

@@ -189,25 +189,24 @@ struct holders {
 };
 _Static_assert(sizeof(struct holders) == 40, "holders");
 
-/* What is known of an execve beside task_record; a zero is unknown. */
-struct exec_facts {
-	struct executable script; /* the file given to execve; T1 */
-	__u64 script_token;       /* of its inode; T1, lsm/… only */
-	__u64 script_wgen;        /* how often that was opened for writing before */
-	__s32 ima_algorithm;      /* enum hash_algo plus one */
-	__u16 verity_algorithm;   /* struct fsverity_digest, 6.8; a longer digest is cut */
-	__u16 verity_size;
-	__u8 verity[32];
-	__u8 ima[32];
-};
-_Static_assert(sizeof(struct exec_facts) == 136, "exec_facts");
-
 /* A file on its inode: see inode.bpf.h. */
 struct inode_state {
 	__u64 token;
 	__u64 wgen;
 };
 _Static_assert(sizeof(struct inode_state) == 16, "inode_state");
+
+/* What is known of an execve beside task_record; a zero is unknown. */
+struct exec_facts {
+	struct executable script;        /* the file given to execve; T1 */
+	struct inode_state script_state; /* T1, lsm/… only; token 0 if it was open for writing */
+	__s32 ima_algorithm;             /* enum hash_algo plus one */
+	__u16 verity_algorithm;          /* struct fsverity_digest, 6.8; a longer digest is cut */
+	__u16 verity_size;
+	__u8 verity[32];
+	__u8 ima[32];
+};
+_Static_assert(sizeof(struct exec_facts) == 136, "exec_facts");
 
 #define MAPPED_FILES 60 /* with what the kernel adds, a record takes 2 KiB of its memory */
 
