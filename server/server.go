@@ -2,9 +2,9 @@
 
 // Package server wires the parts of the server together and runs them; it decides nothing.
 //
-//	agents ──TCP──┐            ┌─▶ nodes ────┐
-//	              ├─▶ api ─────┼─▶ entries ──┼─▶ store ─▶ etcd (a child process, or elsewhere)
-//	operators ────┘ unix       └─▶ ca ───────┘
+//	agents ──TCP──┐                   ┌─▶ nodes ────┐
+//	              ├─▶ gate ─▶ api ────┼─▶ entries ──┼─▶ store ─▶ etcd (a child process, or elsewhere)
+//	operators ────┘ unix              └─▶ ca ───────┘
 package server
 
 import (

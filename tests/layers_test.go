@@ -19,8 +19,8 @@ const module = "github.com/assay-id/assay/"
 var layers = [][]string{
 	{"selectors", "tpm", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
-	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca"},
-	{"agent/attest", "agent/workloadapi", "server/api"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/gate"},
+	{"agent/attest", "agent/workloadapi", "server/api", "server/api/wire"},
 	{"agent", "server"},
 }
 
@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"proto/node":       {"proto/evidence"},
 	"proto/agentadmin": {"proto/evidence"},
 	"bpf":              {"bpf/record"},
+	"server/api":       {"server/api/wire"},
 }
 
 // only says which packages may import something, and why.

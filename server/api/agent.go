@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,10 +16,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 )
 
@@ -35,9 +35,9 @@ const maxVersion = 255
 // RenewAgent signs a new SVID for the caller. It becomes active when it is first used, so a
 // lost reply costs nothing.
 func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRequest) (*agentv1.RenewAgentResponse, error) {
-	id := callerOf(ctx).id
+	id := gate.CallerOf(ctx).ID
 	if err := s.cfg.Nodes.Renewable(ctx, id); err != nil {
-		return nil, agentError(err)
+		return nil, wire.AgentError(err)
 	}
 	switch {
 	case req.Params == nil:
@@ -51,12 +51,12 @@ func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	}
 	chain, err := s.cfg.Signer.SignAgent(id, csr.PublicKey)
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to sign: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to sign: %w", err))
 	}
 	if err := s.cfg.Nodes.Renewed(ctx, id, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
-		return nil, agentError(err)
+		return nil, wire.AgentError(err)
 	}
-	return &agentv1.RenewAgentResponse{Svid: svidToProto(id, chain)}, nil
+	return &agentv1.RenewAgentResponse{Svid: wire.SVID(id, chain)}, nil
 }
 
 // PostStatus notes the agent's version.
@@ -65,77 +65,38 @@ func (s *agentService) PostStatus(ctx context.Context, req *agentv1.PostStatusRe
 		return nil, status.Errorf(codes.InvalidArgument, "agent version is longer than %d bytes", maxVersion)
 	}
 	if req.AgentVersion != "" {
-		if err := s.cfg.Nodes.SetVersion(ctx, callerOf(ctx).id, req.AgentVersion); err != nil {
-			return nil, agentError(err)
+		if err := s.cfg.Nodes.SetVersion(ctx, gate.CallerOf(ctx).ID, req.AgentVersion); err != nil {
+			return nil, wire.AgentError(err)
 		}
 	}
 	return &agentv1.PostStatusResponse{}, nil
 }
 
-// agentFilter is what the two generated filter messages have in common.
-type agentFilter interface {
-	GetByAttestationType() string
-	GetBySelectorMatch() *types.SelectorMatch
-	GetByBanned() *wrapperspb.BoolValue
-	GetByCanReattest() *wrapperspb.BoolValue
-	GetByExpiresBefore() string
-}
-
-func agentFilterFromProto(p agentFilter) nodes.Filter {
-	f := nodes.Filter{AttestationType: p.GetByAttestationType()}
-	if b := p.GetByBanned(); b != nil {
-		f.Banned = &b.Value
-	}
-	if b := p.GetByCanReattest(); b != nil {
-		f.CanReattest = &b.Value
-	}
-	// SPIRE ignores a time that it can not read, and tools rely on nothing else.
-	if t, err := time.Parse("2006-01-02 15:04:05 -0700 -07", p.GetByExpiresBefore()); err == nil {
-		f.ExpiresBefore = t
-	}
-	if m := p.GetBySelectorMatch(); m != nil {
-		f.Selectors = &nodes.SelectorMatch{Set: selectors.NewSet(selectorsFromProto(m.Selectors)...), Match: nodes.Match(m.Match)}
-	}
-	return f
-}
-
 // CountAgents counts the nodes that pass the filter.
 func (s *agentService) CountAgents(_ context.Context, req *agentv1.CountAgentsRequest) (*agentv1.CountAgentsResponse, error) {
-	n, err := s.cfg.Nodes.Count(agentFilterFromProto(req.GetFilter()))
+	n, err := s.cfg.Nodes.Count(wire.ReadAgentFilter(req.GetFilter()))
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to count agents: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to count agents: %w", err))
 	}
 	return &agentv1.CountAgentsResponse{Count: int32(n)}, nil
 }
 
 // ListAgents lists the nodes that pass the filter, in the order in which they came.
 func (s *agentService) ListAgents(_ context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
-	list, next, err := s.cfg.Nodes.List(agentFilterFromProto(req.GetFilter()), int(req.PageSize), req.PageToken)
+	list, next, err := s.cfg.Nodes.List(wire.ReadAgentFilter(req.GetFilter()), int(req.PageSize), req.PageToken)
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to list agents: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to list agents: %w", err))
 	}
 	resp := &agentv1.ListAgentsResponse{NextPageToken: next}
 	for _, n := range list {
-		resp.Agents = append(resp.Agents, agentToProto(n, req.OutputMask))
+		resp.Agents = append(resp.Agents, wire.Agent(n, req.OutputMask))
 	}
 	return resp, nil
 }
 
-// agentID reads an ID that must be one of an agent.
-func (s *Server) agentID(p *types.SPIFFEID) (spiffeid.ID, error) {
-	id, err := idFromProto(p)
-	if err == nil && (id.TrustDomain() != s.cfg.TrustDomain || !nodes.IsAgentID(id)) {
-		err = fmt.Errorf("%q is not an agent in trust domain %q", id, s.cfg.TrustDomain.Name())
-	}
-	if err != nil {
-		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "invalid agent ID: %v", err)
-	}
-	return id, nil
-}
-
 // GetAgent returns one node.
 func (s *agentService) GetAgent(_ context.Context, req *agentv1.GetAgentRequest) (*types.Agent, error) {
-	id, err := s.agentID(req.Id)
+	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -143,18 +104,18 @@ func (s *agentService) GetAgent(_ context.Context, req *agentv1.GetAgentRequest)
 	if n == nil {
 		return nil, status.Error(codes.NotFound, "agent not found")
 	}
-	return agentToProto(n, req.OutputMask), nil
+	return wire.Agent(n, req.OutputMask), nil
 }
 
 // BanAgent refuses the node until it is deleted.
 func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentRequest) (*emptypb.Empty, error) {
-	id, err := s.agentID(req.Id)
+	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
 	if err != nil {
 		return nil, err
 	}
-	by := callerOf(ctx).operator()
+	by := gate.CallerOf(ctx).Operator()
 	if err := s.cfg.Nodes.Ban(ctx, id, "", by); err != nil {
-		return nil, agentError(err)
+		return nil, wire.AgentError(err)
 	}
 	s.cfg.Logger.Info("node banned", "agent", id, "by", by)
 	return &emptypb.Empty{}, nil
@@ -162,17 +123,17 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 
 // DeleteAgent forgets the node, and the entry that its join token made.
 func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgentRequest) (*emptypb.Empty, error) {
-	id, err := s.agentID(req.Id)
+	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := s.cfg.Nodes.Delete(ctx, id); err != nil {
-		return nil, agentError(err)
+		return nil, wire.AgentError(err)
 	}
-	s.cfg.Logger.Info("node evicted", "agent", id, "by", callerOf(ctx).operator())
+	s.cfg.Logger.Info("node evicted", "agent", id, "by", gate.CallerOf(ctx).Operator())
 	below, _, err := s.cfg.Entries.List(entries.Filter{ParentID: id}, 0, "")
 	if err != nil {
-		return nil, rpcError(err)
+		return nil, wire.Error(err)
 	}
 	var aliases []string
 	for _, e := range below {
@@ -182,7 +143,7 @@ func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgent
 	}
 	for _, res := range s.cfg.Entries.Delete(ctx, aliases) {
 		if res.Err != nil && !errors.Is(res.Err, entries.ErrNotFound) {
-			return nil, rpcError(fmt.Errorf("the agent is deleted, but not the entry of its join token: %w", res.Err))
+			return nil, wire.Error(fmt.Errorf("the agent is deleted, but not the entry of its join token: %w", res.Err))
 		}
 	}
 	return &emptypb.Empty{}, nil
@@ -197,7 +158,7 @@ func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJ
 	var alias spiffeid.ID
 	if req.AgentId != nil {
 		var err error
-		if alias, err = s.workloadID(req.AgentId); err != nil {
+		if alias, err = wire.ReadWorkloadID(s.cfg.TrustDomain, req.AgentId); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "invalid agent ID: %v", err)
 		}
 	}
@@ -211,35 +172,13 @@ func (s *agentService) CreateJoinToken(ctx context.Context, req *agentv1.CreateJ
 	}
 	expires, err := s.cfg.Nodes.CreateJoinToken(ctx, token, time.Duration(req.Ttl)*time.Second)
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to create token: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to create token: %w", err))
 	}
 	if !alias.IsZero() {
 		res := s.cfg.Entries.Create(ctx, []*selectors.Entry{{SPIFFEID: alias, ParentID: agent, Selectors: []selectors.Selector{nodes.IDSelector(agent)}}})[0]
 		if res.Err != nil && !errors.Is(res.Err, entries.ErrSimilar) {
-			return nil, rpcError(fmt.Errorf("failed to create join token registration entry: %w", res.Err))
+			return nil, wire.Error(fmt.Errorf("failed to create join token registration entry: %w", res.Err))
 		}
 	}
 	return &types.JoinToken{Value: token, ExpiresAt: expires.Unix()}, nil
-}
-
-// workloadID reads an ID that may be registered for a workload.
-func (s *Server) workloadID(p *types.SPIFFEID) (spiffeid.ID, error) {
-	id, err := idFromProto(p)
-	if err != nil {
-		return spiffeid.ID{}, err
-	}
-	return id, s.isWorkload(id)
-}
-
-func (s *Server) isWorkload(id spiffeid.ID) error {
-	path := id.Path()
-	switch {
-	case id.TrustDomain() != s.cfg.TrustDomain:
-		return fmt.Errorf("%q is not a member of trust domain %q", id, s.cfg.TrustDomain.Name())
-	case path == "":
-		return fmt.Errorf("%q is not a workload in trust domain %q; path is empty", id, s.cfg.TrustDomain.Name())
-	case path == "/spire" || strings.HasPrefix(path, "/spire/"):
-		return fmt.Errorf("%q is not a workload in trust domain %q; path is in the reserved namespace", id, s.cfg.TrustDomain.Name())
-	}
-	return nil
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package api is the server's face on the wire: SPIRE's server APIs, so that SPIRE's agents and
-// tools work with this server, and our own Node service for agents that send evidence.
+// Package api is what the server does for those who call it: SPIRE's server APIs, so that SPIRE's
+// agents and tools work with this server, and our own Node and NodeAdmin. One file is one service:
 //
-//	            TCP, TLS, client certificate optional      Unix socket, plain, mode 0770
-//	caller      anyone, or the holder of an SVID            "local": whoever may open the socket
-//	services    Agent Bundle Entry SVID Node NodeAdmin      the same, Debug, Health
+//	on both listeners      Agent Bundle Entry SVID Node NodeAdmin
+//	on the Unix socket     Debug Health
 //
-// Who may call what is one table in auth.go. Messages become domain types only in convert.go.
+// server/gate has found out who is calling and that he may; api/wire translates the messages.
 package api
 
 import (
@@ -15,29 +14,28 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net"
-	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm/policy"
 )
@@ -132,20 +130,12 @@ type Server struct {
 	cfg       Config
 	attestors map[string]nodes.Attestor
 	started   time.Time
-	tcp, unix *grpc.Server
+	gate      *gate.Gate
 	health    *health.Server
 	watchers  *watchers
 }
 
-const (
-	maxConnectionAge = 3 * time.Minute  // so that clients spread over the servers
-	pingEvery        = 30 * time.Second // finds agents that are gone
-	pingTimeout      = 20 * time.Second
-	minPing          = 10 * time.Second // faster pings of a client end its connection
-	stopGrace        = 10 * time.Second
-)
-
-// New makes the API's servers; Serve runs them.
+// New makes the services and the gate before them; Serve opens it.
 func New(cfg Config) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -154,16 +144,15 @@ func New(cfg Config) *Server {
 	for _, a := range cfg.Attestors {
 		s.attestors[a.Type()] = a
 	}
-	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.guardUnary), grpc.ChainStreamInterceptor(s.guardStream)}
-	s.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}))...)
-	s.tcp = grpc.NewServer(append(guards,
-		grpc.Creds(credentials.NewTLS(s.tlsConfig())),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		// The defaults hold 32 KiB more for each TLS connection; measured.
-		grpc.WriteBufferSize(4096), grpc.ReadBufferSize(1024),
-	)...)
-	for _, g := range []*grpc.Server{s.unix, s.tcp} {
+	s.gate = gate.New(gate.Config{
+		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, Admitted: s.admitted,
+		Stopping: func() { s.health.Shutdown(); s.watchers.stop() }, Now: cfg.Now,
+	}, s.register)
+	return s
+}
+
+func (s *Server) register(tcp, unix grpc.ServiceRegistrar) {
+	for _, g := range []grpc.ServiceRegistrar{tcp, unix} {
 		agentv1.RegisterAgentServer(g, &agentService{Server: s})
 		bundlev1.RegisterBundleServer(g, &bundleService{Server: s})
 		entryv1.RegisterEntryServer(g, &entryService{Server: s})
@@ -171,33 +160,40 @@ func New(cfg Config) *Server {
 		nodev1.RegisterNodeServer(g, &nodeService{Server: s})
 		adminv1.RegisterNodeAdminServer(g, &nodeAdminService{Server: s})
 	}
-	debugv1.RegisterDebugServer(s.unix, &debugService{Server: s})
-	healthv1.RegisterHealthServer(s.unix, s.health)
-	return s
+	debugv1.RegisterDebugServer(unix, &debugService{Server: s})
+	healthv1.RegisterHealthServer(unix, s.health)
 }
 
 // Serve answers on both listeners until the context ends; running calls get 10 s to finish.
 func (s *Server) Serve(ctx context.Context, tcp, unix net.Listener) error {
-	ends := make(chan error, 2)
-	go func() { ends <- s.unix.Serve(unix) }()
-	go func() { ends <- s.tcp.Serve(tcp) }()
-	running := 2
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-ends:
-		running--
+	return s.gate.Serve(ctx, tcp, unix)
+}
+
+// authorities are those of the present bundle.
+func (s *Server) authorities() []*x509.Certificate {
+	b, _ := s.cfg.Signer.Bundle()
+	return b.X509
+}
+
+// roles are what registration entries grant to the holder of an SVID.
+func (s *Server) roles(id spiffeid.ID) (admin, downstream bool) {
+	for _, e := range s.cfg.Entries.BySPIFFEID(id) {
+		admin, downstream = admin || e.Admin, downstream || e.Downstream
 	}
-	s.health.Shutdown()
-	s.watchers.stop()
-	force := time.AfterFunc(stopGrace, func() { s.tcp.Stop(); s.unix.Stop() })
-	defer force.Stop()
-	s.tcp.GracefulStop()
-	s.unix.GracefulStop()
-	for ; running > 0; running-- {
-		<-ends
+	return admin, downstream
+}
+
+// admitted lets admitted nodes through the gate.
+func (s *Server) admitted(ctx context.Context, c gate.Caller, denied error) error {
+	err := s.authorize(ctx, c)
+	if d, ok := errors.AsType[*nodes.DeniedError](err); ok && d.Reason <= nodes.MustReattest {
+		return wire.Denied(d, denied) // SPIRE's text
 	}
-	return err
+	return wire.AgentError(err)
+}
+
+func (s *Server) authorize(ctx context.Context, c gate.Caller) error {
+	return s.cfg.Nodes.Authorize(ctx, c.ID, c.Cert.SerialNumber.String(), c.Cert.NotAfter)
 }
 
 // SetHealth sets what grpc.health.v1.Health says about one part of the server. The server

@@ -5,16 +5,14 @@ package api
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"strings"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/server/api/wire"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 )
 
@@ -26,7 +24,7 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 		return status.Errorf(codes.InvalidArgument, "failed to receive request from stream: %v", err)
 	}
 	params := first.GetParams()
-	if err := checkAttestParams(params); err != nil {
+	if err := wire.CheckAttestParams(params); err != nil {
 		return err
 	}
 	attestor, ok := s.attestors[params.Data.Type]
@@ -38,9 +36,9 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "failed to parse CSR: %v", err)
 	}
-	verdict, err := attestor.Attest(ctx, params.Data.Payload, csr.PublicKey, channelBinding(ctx), challenger(stream))
+	verdict, err := attestor.Attest(ctx, params.Data.Payload, csr.PublicKey, gate.ChannelBinding(ctx), challenger(stream))
 	if err != nil {
-		return attestError(err)
+		return wire.AttestError(err)
 	}
 	svid, err := s.enrol(ctx, verdict, csr)
 	if err != nil {
@@ -51,7 +49,7 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	}
 	s.cfg.Logger.Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", svid.SerialNumber)
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
-		Svid:         svidToProto(verdict.ID, []*x509.Certificate{svid}),
+		Svid:         wire.SVID(verdict.ID, []*x509.Certificate{svid}),
 		Reattestable: verdict.CanReattest,
 	}}})
 }
@@ -62,62 +60,19 @@ func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509
 		return nil, status.Errorf(codes.Internal, "the attestor gave the agent the ID %q, which is not one of an agent", a.ID)
 	}
 	if a.Pending != "" {
-		return nil, refusedToAttest(s.cfg.Nodes.Hold(ctx, a))
+		return nil, wire.RefusedToAttest(s.cfg.Nodes.Hold(ctx, a))
 	}
 	if err := s.cfg.Nodes.Admissible(a.ID); err != nil {
-		return nil, refusedToAttest(err)
+		return nil, wire.RefusedToAttest(err)
 	}
 	chain, err := s.cfg.Signer.SignAgent(a.ID, csr.PublicKey)
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to sign: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to sign: %w", err))
 	}
 	if _, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
-		return nil, refusedToAttest(err)
+		return nil, wire.RefusedToAttest(err)
 	}
 	return chain[0], nil
-}
-
-// refusedToAttest words why an agent that proved itself gets no SVID.
-func refusedToAttest(err error) error {
-	if d, ok := errors.AsType[*nodes.DeniedError](err); ok && d.Reason == nodes.Banned {
-		return status.Error(codes.PermissionDenied, "failed to attest: agent is banned") // SPIRE's text, and no details
-	} else if ok {
-		return agentError(err)
-	}
-	return agentError(fmt.Errorf("failed to record the agent: %w", err))
-}
-
-// channelBinding is the connection's own value (RFC 9266, tls-exporter), or nil where there is no
-// such: on the Unix socket, and in TLS 1.2 without extended master secret.
-func channelBinding(ctx context.Context) []byte {
-	p, _ := peer.FromContext(ctx)
-	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
-		if b, err := info.State.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32); err == nil {
-			return b
-		}
-	}
-	return nil
-}
-
-func checkAttestParams(p *agentv1.AttestAgentRequest_Params) error {
-	missing := ""
-	switch {
-	case p == nil:
-		missing = "params"
-	case p.Data == nil:
-		missing = "attestation data"
-	case p.Params == nil:
-		missing = "X509-SVID parameters"
-	case len(p.Params.Csr) == 0:
-		missing = "CSR"
-	case p.Data.Type == "":
-		missing = "attestation data type"
-	case len(p.Data.Payload) == 0:
-		missing = "attestation data payload"
-	default:
-		return nil
-	}
-	return status.Error(codes.InvalidArgument, "malformed param: missing "+missing)
 }
 
 // challenger sends a challenge to the agent and waits for its answer.
@@ -133,21 +88,4 @@ func challenger(stream agentv1.Agent_AttestAgentServer) func(context.Context, []
 		}
 		return answer.GetChallengeResponse(), nil
 	}
-}
-
-// attestError gives an attestor's verdict its code. An attestor that is unable for the moment
-// must not answer PermissionDenied: SPIRE's agent ends its process on it.
-func attestError(err error) error {
-	var a *nodes.AttestError
-	if !errors.As(err, &a) {
-		return rpcError(err)
-	}
-	code := codeOf(err) // the store may be away
-	switch a.Fault {
-	case nodes.FaultMessage:
-		code = codes.InvalidArgument
-	case nodes.FaultRefused:
-		code = codes.PermissionDenied
-	}
-	return status.Error(code, strings.TrimSpace(a.Error()))
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/server/api/wire"
 )
 
 // bundleService is spire.api.server.bundle.v1.Bundle. There is no federation yet, so no foreign
@@ -25,7 +27,7 @@ func (s *bundleService) GetBundle(_ context.Context, req *bundlev1.GetBundleRequ
 	if len(b.X509) == 0 {
 		return nil, status.Error(codes.NotFound, "bundle not found")
 	}
-	return bundleToProto(s.cfg.TrustDomain, b, req.OutputMask), nil
+	return wire.Bundle(s.cfg.TrustDomain, b, req.OutputMask), nil
 }
 
 // CountBundles counts our own bundle and those of federated trust domains.

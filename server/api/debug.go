@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 
+	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
 )
@@ -25,11 +26,11 @@ type debugService struct {
 func (s *debugService) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debugv1.GetInfoResponse, error) {
 	agents, err := s.cfg.Nodes.Count(nodes.Filter{})
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to count agents: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to count agents: %w", err))
 	}
 	own, err := s.cfg.ServerSVID()
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to get the server's SVID: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to get the server's SVID: %w", err))
 	}
 	info := &debugv1.GetInfoResponse{
 		Uptime:       int32(s.cfg.Now().Sub(s.started) / time.Second),
@@ -39,13 +40,13 @@ func (s *debugService) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debug
 	for _, der := range own.Certificate {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, rpcError(fmt.Errorf("failed to read the server's SVID: %w", err))
+			return nil, wire.Error(fmt.Errorf("failed to read the server's SVID: %w", err))
 		}
 		id, err := x509svid.IDFromCert(cert)
 		if err != nil {
-			return nil, rpcError(fmt.Errorf("failed to read the server's SVID: %w", err))
+			return nil, wire.Error(fmt.Errorf("failed to read the server's SVID: %w", err))
 		}
-		info.SvidChain = append(info.SvidChain, &debugv1.GetInfoResponse_Cert{Id: idToProto(id), ExpiresAt: cert.NotAfter.Unix(), Subject: cert.Subject.String()})
+		info.SvidChain = append(info.SvidChain, &debugv1.GetInfoResponse_Cert{Id: wire.ID(id), ExpiresAt: cert.NotAfter.Unix(), Subject: cert.Subject.String()})
 	}
 	return info, nil
 }

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
+	"github.com/assay-id/assay/server/gate"
 )
 
 // syncPage is how many entries or revisions one message of SyncAuthorizedEntries holds.
@@ -28,7 +30,7 @@ func (s *Server) nodeSelectors(agent spiffeid.ID) selectors.Set {
 }
 
 func (s *Server) authorized(ctx context.Context) []*selectors.Entry {
-	id := callerOf(ctx).id
+	id := gate.CallerOf(ctx).ID
 	return s.cfg.Entries.Authorized(id, s.nodeSelectors(id))
 }
 
@@ -36,7 +38,7 @@ func (s *Server) authorized(ctx context.Context) []*selectors.Entry {
 func (s *entryService) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {
 	resp := &entryv1.GetAuthorizedEntriesResponse{}
 	for _, e := range s.authorized(ctx) {
-		resp.Entries = append(resp.Entries, entryToProto(e, req.OutputMask))
+		resp.Entries = append(resp.Entries, wire.Entry(e, req.OutputMask))
 	}
 	return resp, nil
 }
@@ -57,7 +59,7 @@ func (s *entryService) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorized
 	}
 	all := s.authorized(stream.Context())
 	if len(all) <= syncPage {
-		return stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: entriesToProto(all, first.OutputMask)})
+		return stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: wire.Entries(all, first.OutputMask)})
 	}
 	if err := sendRevisions(stream, all); err != nil {
 		return err
@@ -96,7 +98,7 @@ func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, all []*sele
 		end := min(at+syncPage, len(all))
 		page := &entryv1.SyncAuthorizedEntriesResponse{More: end < len(all)}
 		for _, e := range all[at:end] {
-			page.EntryRevisions = append(page.EntryRevisions, &entryv1.EntryRevision{Id: e.ID, RevisionNumber: e.Revision, CreatedAt: toUnix(e.CreatedAt)})
+			page.EntryRevisions = append(page.EntryRevisions, wire.Revision(e))
 		}
 		if err := stream.Send(page); err != nil {
 			return err
@@ -109,17 +111,9 @@ func sendRevisions(stream entryv1.Entry_SyncAuthorizedEntriesServer, all []*sele
 func sendEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer, es []*selectors.Entry, mask *types.EntryMask) error {
 	for at := 0; ; at += syncPage {
 		end := min(at+syncPage, len(es))
-		err := stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: entriesToProto(es[at:end], mask), More: end < len(es)})
+		err := stream.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: wire.Entries(es[at:end], mask), More: end < len(es)})
 		if err != nil || end == len(es) {
 			return err
 		}
 	}
-}
-
-func entriesToProto(es []*selectors.Entry, mask *types.EntryMask) []*types.Entry {
-	out := make([]*types.Entry, 0, len(es))
-	for _, e := range es {
-		out = append(out, entryToProto(e, mask))
-	}
-	return out
 }

@@ -16,7 +16,9 @@ import (
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 )
 
@@ -31,7 +33,7 @@ type nodeService struct {
 func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServer) error {
 	ctx, leave := s.whileAdmitted(stream.Context())
 	defer leave()
-	deltas := s.deltas(ctx, callerOf(ctx).id)
+	deltas := s.deltas(ctx, gate.CallerOf(ctx).ID)
 	var bundleChanged <-chan struct{} // nil until the first, full message
 	var revision int64
 	for {
@@ -43,7 +45,7 @@ func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServ
 			if d.err != nil {
 				return watchError(d.err)
 			}
-			msg, revision = deltaToProto(d.Delta), d.Revision
+			msg, revision = wire.Delta(d.Delta), d.Revision
 			if d.Full {
 				msg.Bundle, bundleChanged = s.bundle()
 			}
@@ -60,11 +62,11 @@ func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServ
 // cause (endOf), when the caller is no longer admitted or the server stops.
 func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	c := callerOf(ctx)
-	changed, leave := s.watchers.enter(c.id)
+	c := gate.CallerOf(ctx)
+	changed, leave := s.watchers.enter(c.ID)
 	go func() {
 		defer leave()
-		expired := time.NewTimer(c.cert.NotAfter.Sub(s.cfg.Now()))
+		expired := time.NewTimer(c.Cert.NotAfter.Sub(s.cfg.Now()))
 		defer expired.Stop()
 		for {
 			// First of all: it may have changed before we listened.
@@ -96,25 +98,25 @@ func endOf(ctx context.Context) error {
 
 func (s *nodeService) bundle() (*types.Bundle, <-chan struct{}) {
 	b, changed := s.cfg.Signer.Bundle()
-	return bundleToProto(s.cfg.TrustDomain, b, nil), changed
+	return wire.Bundle(s.cfg.TrustDomain, b, nil), changed
 }
 
 // stillAdmitted ends a watch. An agent that has a newer SVID is asked to call again with it;
 // one that has not is refused then, with the reason.
-func (s *nodeService) stillAdmitted(ctx context.Context, c caller) error {
-	err := s.cfg.Nodes.Authorize(ctx, c.id, c.cert.SerialNumber.String(), c.cert.NotAfter)
+func (s *nodeService) stillAdmitted(ctx context.Context, c gate.Caller) error {
+	err := s.authorize(ctx, c)
 	var d *nodes.DeniedError
 	if errors.As(err, &d) && (d.Reason == nodes.NotActive || d.Reason == nodes.Expired) {
 		return status.Errorf(codes.Aborted, "%v; call again with the present SVID", d)
 	}
-	return agentError(err)
+	return wire.AgentError(err)
 }
 
 func watchError(err error) error {
 	if errors.Is(err, entries.ErrClosed) {
 		return status.Error(codes.Aborted, "the server lost track of the entries; call again")
 	}
-	return rpcError(err)
+	return wire.Error(err)
 }
 
 type deltaOrError struct {
@@ -143,19 +145,15 @@ func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID) <-chan delt
 	return out
 }
 
-func deltaToProto(d entries.Delta) *nodev1.WatchResponse {
-	return &nodev1.WatchResponse{Full: d.Full, Entries: entriesToProto(d.Put, nil), Removed: d.Removed, Revision: d.Revision}
-}
-
 // SignX509SVID signs for a process that the agent describes. The selectors are derived here,
 // from the facts; the agent's word for a selector is never taken.
 func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVIDRequest) (*nodev1.SignX509SVIDResponse, error) {
-	agent := callerOf(ctx).id
-	csr, err := parseCSR(req.Csr)
+	agent := gate.CallerOf(ctx).ID
+	csr, err := wire.ReadCSR(req.Csr)
 	if err != nil {
 		return nil, err
 	}
-	facts, err := factsFromProto(req.Facts)
+	facts, err := wire.ReadFacts(req.Facts)
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "malformed facts: %v", err)
 	}
@@ -178,7 +176,7 @@ func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVID
 		return nil, err
 	}
 	s.issued(e, agent, chain[0], facts.Tier.String(), "pid", facts.Process.TGID, "exec_id", facts.Process.ExecID, "boot_id", facts.Process.BootID, "executable", facts.Executable.Path, "sha256", facts.Executable.SHA256)
-	return &nodev1.SignX509SVIDResponse{Svid: svidToProto(e.SPIFFEID, chain)}, nil
+	return &nodev1.SignX509SVIDResponse{Svid: wire.SVID(e.SPIFFEID, chain)}, nil
 }
 
 // watchers are the open Watch streams, by agent.

@@ -4,7 +4,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,6 +12,8 @@ import (
 
 	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 )
@@ -31,7 +32,7 @@ func (s *nodeAdminService) ListNodes(_ context.Context, req *adminv1.ListNodesRe
 	}
 	resp := &adminv1.ListNodesResponse{NextPageToken: next}
 	for _, n := range list {
-		p := s.nodeToProto(n)
+		p := wire.Node(n, s.device(n))
 		p.Selectors, p.Checks, p.History = nil, nil, nil
 		resp.Nodes = append(resp.Nodes, p)
 	}
@@ -40,7 +41,7 @@ func (s *nodeAdminService) ListNodes(_ context.Context, req *adminv1.ListNodesRe
 
 // GetNode returns all that is known of one node.
 func (s *nodeAdminService) GetNode(_ context.Context, req *adminv1.GetNodeRequest) (*adminv1.Node, error) {
-	id, err := s.parseAgentID(req.SpiffeId)
+	id, err := wire.ParseAgentID(s.cfg.TrustDomain, req.SpiffeId)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +71,16 @@ func (s *nodeAdminService) Ban(ctx context.Context, req *adminv1.BanRequest) (*a
 const maxReason = 500 // bytes
 
 func (s *nodeAdminService) change(ctx context.Context, text, event, reason string, do func(id spiffeid.ID, by string) error) (*adminv1.Node, error) {
-	id, err := s.parseAgentID(text)
+	id, err := wire.ParseAgentID(s.cfg.TrustDomain, text)
 	if err != nil {
 		return nil, err
 	}
 	if len(reason) > maxReason {
 		return nil, status.Errorf(codes.InvalidArgument, "the reason is longer than %d bytes", maxReason)
 	}
-	by := callerOf(ctx).operator()
+	by := gate.CallerOf(ctx).Operator()
 	if err := do(id, by); err != nil {
-		return nil, agentError(err)
+		return nil, wire.AgentError(err)
 	}
 	s.cfg.Logger.Info(event, "agent", id, "by", by, "reason", reason)
 	return s.nodeOf(id)
@@ -90,64 +91,32 @@ func (s *nodeAdminService) nodeOf(id spiffeid.ID) (*adminv1.Node, error) {
 	if n == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no node %s; `assay node list` shows those that there are", id)
 	}
-	p := s.nodeToProto(n)
+	p := wire.Node(n, s.device(n))
 	if s.cfg.Continuous != nil {
 		for _, v := range s.cfg.Continuous.Vouched(n.ID) {
-			p.Vouched = append(p.Vouched, &adminv1.Vouched{Count: v.History.Count, Head: v.History.Head[:], At: toUnix(v.At)})
+			p.Vouched = append(p.Vouched, wire.Vouched(v))
 		}
 	}
 	return p, nil
 }
 
-// parseAgentID reads an ID that must be one of an agent.
-func (s *Server) parseAgentID(text string) (spiffeid.ID, error) {
-	id, err := spiffeid.FromString(text)
-	if err != nil {
-		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "%q is not a SPIFFE ID: %v", text, err)
-	}
-	return s.agentID(idToProto(id))
-}
-
-func (s *nodeAdminService) nodeToProto(n *nodes.Node) *adminv1.Node {
-	p := &adminv1.Node{
-		SpiffeId: n.ID.String(), Standing: standingToProto(n.Standing), AttestationType: n.AttestationType, AgentVersion: n.AgentVersion, CanReattest: n.CanReattest,
-		Selectors: n.Selectors.Strings(), SvidSerial: n.Serial, SvidExpiresAt: toUnix(n.NotAfter),
-		CreatedAt: toUnix(n.CreatedAt), AttestedAt: toUnix(n.AttestedAt),
-	}
-	for _, h := range n.History {
-		p.History = append(p.History, standingToProto(h))
-	}
-	for _, c := range n.Checks {
-		p.Checks = append(p.Checks, &adminv1.Check{Name: c.Name, Detail: c.Detail})
-	}
+// device is the node's place in the inventory; nil without one.
+func (s *nodeAdminService) device(n *nodes.Node) *nodes.Device {
 	if hash, ok := strings.CutPrefix(n.ID.Path(), "/spire/agent/"+tpm.AttestorType+"/"); ok {
 		if ek, err := nodes.ParseEK(hash); err == nil {
-			if d := s.cfg.Inventory.Get(ek); d != nil {
-				p.Device = deviceToProto(d)
-			}
+			return s.cfg.Inventory.Get(ek)
 		}
 	}
-	return p
+	return nil
 }
 
-func standingToProto(s nodes.Standing) *adminv1.Standing {
-	return &adminv1.Standing{State: string(s.State), Reason: s.Reason, Since: toUnix(s.Since), By: s.By}
-}
-
-func deviceToProto(d *nodes.Device) *adminv1.Device {
-	return &adminv1.Device{EkHash: d.EK.String(), Label: d.Label, Group: d.Group, Note: d.Note, AddedAt: toUnix(d.AddedAt), By: d.By}
-}
-
-const (
-	maxDevices    = 1000 // in one call
-	maxDeviceText = 1000 // bytes of label, group and note together
-)
+const maxDevices = 1000 // in one call
 
 // ListInventory returns the TPMs that operators listed.
 func (s *nodeAdminService) ListInventory(context.Context, *adminv1.ListInventoryRequest) (*adminv1.ListInventoryResponse, error) {
 	resp := &adminv1.ListInventoryResponse{}
 	for _, d := range s.cfg.Inventory.List() {
-		resp.Devices = append(resp.Devices, deviceToProto(d))
+		resp.Devices = append(resp.Devices, wire.Device(d))
 	}
 	return resp, nil
 }
@@ -159,18 +128,15 @@ func (s *nodeAdminService) AddInventory(ctx context.Context, req *adminv1.AddInv
 	}
 	var devices []nodes.Device
 	for _, p := range req.Devices {
-		ek, err := nodes.ParseEK(p.EkHash)
-		if err == nil && len(p.Label)+len(p.Group)+len(p.Note) > maxDeviceText {
-			err = fmt.Errorf("device %s: label, group and note are longer than %d bytes", ek, maxDeviceText)
-		}
+		d, err := wire.ReadDevice(p)
 		if err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
-		devices = append(devices, nodes.Device{EK: ek, Label: p.Label, Group: p.Group, Note: p.Note})
+		devices = append(devices, d)
 	}
-	by := callerOf(ctx).operator()
+	by := gate.CallerOf(ctx).Operator()
 	if err := s.cfg.Inventory.Add(ctx, devices, by); err != nil {
-		return nil, rpcError(err)
+		return nil, wire.Error(err)
 	}
 	s.cfg.Logger.Info("inventory added", "devices", len(devices), "by", by)
 	return &adminv1.AddInventoryResponse{}, nil
@@ -188,9 +154,9 @@ func (s *nodeAdminService) RemoveInventory(ctx context.Context, req *adminv1.Rem
 	}
 	n, err := s.cfg.Inventory.Remove(ctx, eks)
 	if err != nil {
-		return nil, rpcError(err)
+		return nil, wire.Error(err)
 	}
-	s.cfg.Logger.Info("inventory removed", "devices", n, "by", callerOf(ctx).operator())
+	s.cfg.Logger.Info("inventory removed", "devices", n, "by", gate.CallerOf(ctx).Operator())
 	return &adminv1.RemoveInventoryResponse{Removed: int32(n)}, nil
 }
 
@@ -207,7 +173,7 @@ func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest)
 func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodesRequest) (*adminv1.CheckNodesResponse, error) {
 	list, _, err := s.cfg.Nodes.List(nodes.Filter{AttestationType: tpm.AttestorType, State: nodes.StateAdmitted}, 0, "")
 	if err != nil {
-		return nil, rpcError(err)
+		return nil, wire.Error(err)
 	}
 	resp := &adminv1.CheckNodesResponse{Judged: int32(len(list))}
 	for _, n := range list {
@@ -215,14 +181,7 @@ func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodes
 		if err == nil && len(findings) == 0 {
 			continue
 		}
-		p := &adminv1.NodeFindings{SpiffeId: n.ID.String()}
-		if err != nil {
-			p.Error = err.Error()
-		}
-		for _, f := range findings {
-			p.Findings = append(p.Findings, &adminv1.Finding{Rule: f.Rule, Expected: f.Expected, Found: f.Found, Event: f.Event})
-		}
-		resp.Refused = append(resp.Refused, p)
+		resp.Refused = append(resp.Refused, wire.Findings(n.ID, findings, err))
 	}
 	return resp, nil
 }

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
+	"github.com/assay-id/assay/server/api/wire"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 )
@@ -24,8 +26,8 @@ const (
 
 // Requote asks the caller's TPM again and again, until the caller is no longer admitted.
 func (s *nodeService) Requote(stream nodev1.Node_RequoteServer) error {
-	c := callerOf(stream.Context())
-	if !s.requotes(c.id) {
+	c := gate.CallerOf(stream.Context())
+	if !s.requotes(c.ID) {
 		return status.Error(codes.FailedPrecondition, "this server asks for no quotes of nodes that did not attest by a TPM")
 	}
 	ctx, leave := s.whileAdmitted(stream.Context())
@@ -61,7 +63,7 @@ func (s *nodeService) Requote(stream nodev1.Node_RequoteServer) error {
 			return nil, ctx.Err()
 		}
 	}
-	err := s.cfg.Continuous.Run(ctx, c.id, c.cert.RawSubjectPublicKeyInfo, channelBinding(stream.Context()), ask)
+	err := s.cfg.Continuous.Run(ctx, c.ID, c.Cert.RawSubjectPublicKeyInfo, gate.ChannelBinding(stream.Context()), ask)
 	if ctx.Err() != nil {
 		return endOf(ctx)
 	}
@@ -75,7 +77,7 @@ func requoteError(err error) error {
 	case err == nil:
 		return status.Error(codes.Aborted, "the server ended the conversation; call again")
 	case errors.As(err, &d):
-		return agentError(err)
+		return wire.AgentError(err)
 	case status.Code(err) != codes.Unknown: // of the stream
 		return err
 	}

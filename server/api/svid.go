@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,8 +15,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
-	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/gate"
 )
 
 // svidService is spire.api.server.svid.v1.SVID. JWT- and WIT-SVIDs are not there yet; see
@@ -38,7 +38,7 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	case n > maxBatch:
 		return nil, status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, maxBatch)
 	}
-	agent := callerOf(ctx).id
+	agent := gate.CallerOf(ctx).ID
 	node := s.nodeSelectors(agent)
 	lookup := func(id string) *selectors.Entry { return s.cfg.Entries.AuthorizedEntry(agent, node, id) }
 	refusal := s.withoutEvidence(agent)
@@ -47,13 +47,10 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	}
 	resp := &svidv1.BatchNewX509SVIDResponse{}
 	for _, p := range req.Params {
-		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: itemOK()}
 		e, chain, err := s.newX509SVID(p, lookup, refusal)
-		if err != nil {
-			st := status.Convert(err)
-			result.Status = itemStatus(st.Code(), st.Message())
-		} else {
-			result.Svid = svidToProto(e.SPIFFEID, chain)
+		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: wire.ItemStatus(err)}
+		if err == nil {
+			result.Svid = wire.SVID(e.SPIFFEID, chain)
 			s.issued(e, agent, chain[0], "none")
 		}
 		resp.Results = append(resp.Results, result)
@@ -65,7 +62,7 @@ func (s *svidService) newX509SVID(p *svidv1.NewX509SVIDParams, lookup func(strin
 	if p.GetEntryId() == "" {
 		return nil, nil, status.Error(codes.InvalidArgument, "missing entry ID")
 	}
-	csr, err := parseCSR(p.Csr)
+	csr, err := wire.ReadCSR(p.Csr)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -94,25 +91,10 @@ func (s *Server) withoutEvidence(agent spiffeid.ID) error {
 		"this server signs for agents attested by %q only on evidence; use an Assay agent, or add %q to allow_without_evidence in the server's configuration", kind, kind)
 }
 
-// parseCSR checks that the caller holds the key; nothing but the key is used.
-func parseCSR(der []byte) (*x509.CertificateRequest, error) {
-	if len(der) == 0 {
-		return nil, status.Error(codes.InvalidArgument, "missing CSR")
-	}
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "malformed CSR: %v", err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "invalid CSR signature: %v", err)
-	}
-	return csr, nil
-}
-
 func (s *Server) signEntry(e *selectors.Entry, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
 	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: e.SPIFFEID, PublicKey: csr.PublicKey, TTL: e.X509SVIDTTL, DNSNames: e.DNSNames})
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to sign X509-SVID: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
 	}
 	return chain, nil
 }
@@ -125,42 +107,16 @@ func (s *Server) issued(e *selectors.Entry, agent spiffeid.ID, cert *x509.Certif
 
 // MintX509SVID signs what an operator's CSR asks for.
 func (s *svidService) MintX509SVID(_ context.Context, req *svidv1.MintX509SVIDRequest) (*svidv1.MintX509SVIDResponse, error) {
-	csr, err := parseCSR(req.Csr)
+	csr, id, err := wire.ReadMintCSR(s.cfg.TrustDomain, req.Csr)
 	if err != nil {
 		return nil, err
-	}
-	if len(csr.URIs) != 1 {
-		return nil, status.Errorf(codes.InvalidArgument, "CSR must have exactly one URI SAN; it has %d", len(csr.URIs))
-	}
-	id, err := spiffeid.FromURI(csr.URIs[0])
-	if err == nil {
-		err = s.isWorkload(id)
-	}
-	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "CSR URI SAN is invalid: %v", err)
-	}
-	if err := checkDNSNames(csr.DNSNames); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "CSR DNS name is invalid: %v", err)
 	}
 	chain, err := s.cfg.Signer.SignWorkload(ca.Request{
 		ID: id, PublicKey: csr.PublicKey, TTL: time.Duration(req.Ttl) * time.Second, DNSNames: csr.DNSNames, Subject: csr.Subject,
 	})
 	if err != nil {
-		return nil, rpcError(fmt.Errorf("failed to sign X509-SVID: %w", err))
+		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
 	}
 	s.cfg.Logger.Info("X.509-SVID minted for an operator", "spiffe_id", id, "serial", chain[0].SerialNumber, "expires_at", chain[0].NotAfter)
-	return &svidv1.MintX509SVIDResponse{Svid: svidToProto(id, chain)}, nil
-}
-
-// checkDNSNames refuses bad names, and a name that a wildcard beside it already covers.
-func checkDNSNames(names []string) error {
-	for _, name := range names {
-		if err := entries.ValidateDNSName(name); err != nil {
-			return err
-		}
-		if _, parent, ok := strings.Cut(name, "."); ok && !strings.HasPrefix(name, "*.") && slices.Contains(names, "*."+parent) {
-			return fmt.Errorf("name %q is already covered by wildcard %q", name, "*."+parent)
-		}
-	}
-	return nil
+	return &svidv1.MintX509SVIDResponse{Svid: wire.SVID(id, chain)}, nil
 }

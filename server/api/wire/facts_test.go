@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package wire
 
 import (
 	"reflect"
@@ -62,7 +62,7 @@ func zeros(path string, v reflect.Value) (out []string) {
 func TestEveryFactIsRead(t *testing.T) {
 	var p evidencev1.Facts
 	fill(p.ProtoReflect())
-	f, err := factsFromProto(&p)
+	f, err := ReadFacts(&p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestEveryFactIsRead(t *testing.T) {
 
 func TestFactsThatNameNobody(t *testing.T) {
 	for _, p := range []*evidencev1.Facts{nil, {}, {Process: &evidencev1.ProcessKey{}}, {Credentials: &evidencev1.Credentials{}}} {
-		if f, err := factsFromProto(p); err == nil {
+		if f, err := ReadFacts(p); err == nil {
 			t.Errorf("%v was read as %+v", p, f)
 		}
 	}

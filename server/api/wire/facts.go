@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package wire
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// factsFromProto reads what an agent states about a process. What is absent stays unknown.
-func factsFromProto(p *evidencev1.Facts) (*selectors.Facts, error) {
+// ReadFacts reads what an agent states about a process. What is absent stays unknown.
+func ReadFacts(p *evidencev1.Facts) (*selectors.Facts, error) {
 	if p.GetProcess() == nil {
 		return nil, errors.New("the facts name no process")
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package wire
 
 import (
 	"testing"
@@ -31,7 +31,7 @@ func FuzzFacts(f *testing.F) {
 		if proto.Unmarshal(data, &p) != nil {
 			return
 		}
-		facts, err := factsFromProto(&p)
+		facts, err := ReadFacts(&p)
 		if err != nil {
 			return
 		}
@@ -53,10 +53,10 @@ func FuzzEntry(f *testing.F) {
 			return
 		}
 		e := selectors.Entry{ID: p.Id}
-		if setEntry(&e, &p, allFields) != nil {
+		if SetEntry(&e, &p, nil) != nil {
 			return
 		}
-		back := entryToProto(&e, nil)
+		back := Entry(&e, nil)
 		if back.X509SvidTtl != p.X509SvidTtl || back.JwtSvidTtl != p.JwtSvidTtl || back.ExpiresAt != p.ExpiresAt || back.Hint != p.Hint ||
 			len(back.Selectors) != len(p.Selectors) || len(back.DnsNames) != len(p.DnsNames) || back.Admin != p.Admin || back.SpiffeId.GetPath() != p.SpiffeId.GetPath() {
 			t.Errorf("sent %v, got back %v", &p, back)

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"context"
+	"crypto/x509"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// Caller is who makes a call.
+type Caller struct {
+	ID   spiffeid.ID       // zero without a certificate
+	Cert *x509.Certificate // nil without
+
+	local bool
+	user  string // who opened the Unix socket
+}
+
+// Operator names the caller where records say who did something.
+func (c Caller) Operator() string {
+	if c.local {
+		return "operator " + c.user
+	}
+	return "operator " + c.ID.String()
+}
+
+type callerKey struct{}
+
+// CallerOf returns the caller that the gate let through.
+func CallerOf(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}
+
+func (g *Gate) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	ctx, err := g.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	if why := unsupported[info.FullMethod]; why != "" {
+		return nil, status.Error(codes.Unimplemented, why)
+	}
+	return handle(ctx, req)
+}
+
+func (g *Gate) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	ctx, err := g.admit(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handle(srv, &guardedStream{stream, ctx})
+}
+
+type guardedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (g *guardedStream) Context() context.Context { return g.ctx }
+
+// admit identifies the caller and checks the table. The order is SPIRE's: anyone, local,
+// admin, downstream, agent.
+func (g *Gate) admit(ctx context.Context, method string) (context.Context, error) {
+	c, err := identify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithValue(ctx, callerKey{}, c)
+	allowed := permissions[method]
+	switch {
+	case allowed&anyone != 0, allowed&local != 0 && c.local, allowed&g.roles(c) != 0:
+		return ctx, nil
+	case allowed&agent == 0 || c.local || c.Cert == nil:
+		return nil, denied(method)
+	}
+	return ctx, g.cfg.Admitted(ctx, c, denied(method))
+}
+
+func denied(method string) error {
+	return status.Error(codes.PermissionDenied, "authorization denied for method "+method)
+}
+
+// identify reads the caller off the connection. The handshake has verified the certificate.
+func identify(ctx context.Context) (Caller, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return Caller{}, status.Error(codes.Internal, "the connection has no peer")
+	}
+	if p.Addr.Network() == "unix" {
+		user := "unknown"
+		if u, ok := p.AuthInfo.(socketUser); ok {
+			user = u.name
+		}
+		return Caller{local: true, user: user}, nil
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return Caller{}, status.Error(codes.Internal, "the connection has no TLS")
+	}
+	certs := info.State.PeerCertificates
+	if len(certs) == 0 {
+		return Caller{}, nil
+	}
+	id, err := x509svid.IDFromCert(certs[0])
+	if err != nil {
+		return Caller{}, status.Errorf(codes.Unauthenticated, "client certificate is not an X.509-SVID: %v", err)
+	}
+	return Caller{ID: id, Cert: certs[0]}, nil
+}
+
+// roles are what registration entries grant to the caller's SPIFFE ID.
+func (g *Gate) roles(c Caller) access {
+	if c.Cert == nil {
+		return 0
+	}
+	var r access
+	isAdmin, isDownstream := g.cfg.Roles(c.ID)
+	if isAdmin {
+		r |= admin
+	}
+	if isDownstream {
+		r |= downstream
+	}
+	if r != 0 && g.cfg.Now().After(c.Cert.NotAfter) {
+		return 0 // the connection has outlived the SVID
+	}
+	return r
+}
+
+// ChannelBinding is the connection's own value (RFC 9266, tls-exporter), or nil where there is no
+// such: on the Unix socket, and in TLS 1.2 without extended master secret.
+func ChannelBinding(ctx context.Context) []byte {
+	p, _ := peer.FromContext(ctx)
+	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+		if b, err := info.State.ExportKeyingMaterial("EXPORTER-Channel-Binding", nil, 32); err == nil {
+			return b
+		}
+	}
+	return nil
+}

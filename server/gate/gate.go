@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gate is the server's door: it listens, finds out who is calling and what he may call,
+// and knows nothing of what the calls do.
+//
+//	            TCP, TLS, client certificate optional      Unix socket, plain, mode 0770
+//	caller      anyone, or the holder of an SVID            "local": whoever may open the socket
+//
+// Who may call what is one table in table.go.
+package gate
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// Config of a gate. All of it is needed.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	// Authorities returns those that clients' SVIDs must be signed by, as of now.
+	Authorities func() []*x509.Certificate
+	// ServerSVID returns the server's present certificate, leaf first, with its key.
+	ServerSVID func() (*tls.Certificate, error)
+	// Roles tells what registration entries make of the holder of an SVID.
+	Roles func(id spiffeid.ID) (admin, downstream bool)
+	// Admitted returns nil if c holds the active SVID of an admitted node, or else what to
+	// answer; denied is what others are answered.
+	Admitted func(ctx context.Context, c Caller, denied error) error
+	// Stopping is called once, before the calls that are running get their time to finish.
+	Stopping func()
+	Now      func() time.Time
+}
+
+// Gate guards the server's two listeners.
+type Gate struct {
+	cfg       Config
+	tcp, unix *grpc.Server
+}
+
+const (
+	maxConnectionAge = 3 * time.Minute  // so that clients spread over the servers
+	pingEvery        = 30 * time.Second // finds agents that are gone
+	pingTimeout      = 20 * time.Second
+	minPing          = 10 * time.Second // faster pings of a client end its connection
+	stopGrace        = 10 * time.Second
+)
+
+// New makes a gate before the services that register adds; Serve opens it.
+func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
+	g := &Gate{cfg: cfg}
+	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
+	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}))...)
+	g.tcp = grpc.NewServer(append(guards,
+		grpc.Creds(credentials.NewTLS(g.tlsConfig())),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		// The defaults hold 32 KiB more for each TLS connection; measured.
+		grpc.WriteBufferSize(4096), grpc.ReadBufferSize(1024),
+	)...)
+	register(g.tcp, g.unix)
+	return g
+}
+
+// Serve answers on both listeners until the context ends; running calls get 10 s to finish.
+func (g *Gate) Serve(ctx context.Context, tcp, unix net.Listener) error {
+	ends := make(chan error, 2)
+	go func() { ends <- g.unix.Serve(unix) }()
+	go func() { ends <- g.tcp.Serve(tcp) }()
+	running := 2
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ends:
+		running--
+	}
+	g.cfg.Stopping()
+	force := time.AfterFunc(stopGrace, func() { g.tcp.Stop(); g.unix.Stop() })
+	defer force.Stop()
+	g.tcp.GracefulStop()
+	g.unix.GracefulStop()
+	for ; running > 0; running-- {
+		<-ends
+	}
+	return err
+}
