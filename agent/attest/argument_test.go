@@ -21,19 +21,19 @@ func (keys) Key(pidfd int) (selectors.ProcessKey, error) { return process.KeyOf(
 // started starts an interpreter with arguments in a folder and pins it.
 func started(t *testing.T, dir string, arguments ...string) *process.Process {
 	t.Helper()
-	c := exec.Command("/bin/sh", append([]string{"-c", "read x", "sh"}, arguments...)...)
+	c := exec.Command("/bin/sh", append([]string{"-c", "echo ready; read x", "sh"}, arguments...)...)
 	c.Dir = dir
 	in, err := c.StdinPipe()
-	if err == nil {
-		err = c.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	check(t, err)
+	out, err := c.StdoutPipe()
+	check(t, err)
+	check(t, c.Start())
 	t.Cleanup(func() {
 		in.Close()
 		_ = c.Wait() // read fails at the end of its input
 	})
+	_, err = out.Read(make([]byte, len("ready"))) // the execve is complete
+	check(t, err)
 	p, err := process.PinPID(keys{}, c.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
