@@ -44,7 +44,7 @@ type NodeClient interface {
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
-	// An agent that attested by its TPM must have answered Requote lately, else FAILED_PRECONDITION.
+	// An agent that attested by its TPM must have answered Requote lately, else UNAVAILABLE.
 	SignX509SVID(ctx context.Context, in *SignX509SVIDRequest, opts ...grpc.CallOption) (*SignX509SVIDResponse, error)
 	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
 	// and stays open: the server asks, at once and then at intervals; the agent answers each
@@ -118,7 +118,7 @@ type NodeServer interface {
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
-	// An agent that attested by its TPM must have answered Requote lately, else FAILED_PRECONDITION.
+	// An agent that attested by its TPM must have answered Requote lately, else UNAVAILABLE.
 	SignX509SVID(context.Context, *SignX509SVIDRequest) (*SignX509SVIDResponse, error)
 	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
 	// and stays open: the server asks, at once and then at intervals; the agent answers each

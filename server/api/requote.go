@@ -101,7 +101,7 @@ func (s *Server) fresh(ctx context.Context, agent spiffeid.ID) error {
 	for {
 		select {
 		case <-wait.Done():
-			return status.Error(codes.FailedPrecondition,
+			return status.Error(codes.Unavailable,
 				"this server has seen no quote of the node's TPM lately and signs nothing for it until it has; the agent's log says why it sends none")
 		case <-time.After(freshEvery):
 		}
