@@ -18,6 +18,8 @@
 // unknown, which is never the same as clean or empty, and shows in Hooks. The layouts are
 // drawn in wire.h and read by bpf/record; programs.txt tells what each program costs the verifier.
 //
+// One object serves x86-64 and arm64; only syscall.h knows the difference.
+//
 // Everything is pinned: programs and records outlive the agent, and the next agent goes on
 // with them when it was built with the same object, else it starts anew.
 package bpf
