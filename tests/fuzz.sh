@@ -11,7 +11,7 @@ keep() { # package, target
 	mkdir -p "$1/testdata/fuzz/$2"
 	find "$found" -type f -size -8k -printf '%s %p\n' | sort -n | awk -v keep="$KEEP" '
 		{ line[NR] = $2 }
-		END { for (i = 0; i < keep && i < NR; i++) print line[NR > keep ? 1 + int(i * NR / keep) : i + 1] }' |
+		END { for (i = 0; i < keep && i < NR; i++) print line[1 + int(i * (NR < keep ? 1 : NR / keep))] }' |
 		xargs -r cp -t "$1/testdata/fuzz/$2"
 }
 
