@@ -176,7 +176,7 @@ func TestBoots(t *testing.T) {
 			m.Kill()
 			changed := l.software
 			changed.CommandLine = strings.Replace(commandLine, "quiet", "quieT", 1)
-			l.isRefused(t, w, changed, "command_lines", "quieT")
+			l.isRefused(t, w, changed, "command_lines", "quieT", "event")
 			if w.Name == "direct" {
 				changed = l.software
 				changed.Initrd = l.longer(t)

@@ -52,6 +52,17 @@ func (b *Boot) readStub(files chain, claim string) error {
 	return nil
 }
 
+// CommandLineEvent finds the event that measured a command line as Boot.CommandLine has it.
+func (l *Log) CommandLineEvent(text string) (Event, bool) {
+	stub, grub := Digest(sha256.Sum256(loadOptions(text))), Digest(sha256.Sum256([]byte(strings.TrimPrefix(text, "BOOT_IMAGE="))))
+	for _, e := range l.Events {
+		if e.PCR == 9 && e.Digest == stub || e.PCR == 8 && e.Digest == grub {
+			return e, true
+		}
+	}
+	return Event{}, false
+}
+
 // sectionNames are the sections that systemd-stub measures (UAPI.5, Unified Kernel Image), by the
 // SHA-256 of name and NUL.
 var sectionNames = func() map[Digest]string {

@@ -166,11 +166,11 @@ func (g *Group) judgeKernel(m *Machine) []Finding {
 		all = append(all, Finding{Rule: "applications", Expected: "some of " + digests(g.Applications), Found: unproven})
 	}
 	if len(g.CommandLines) > 0 && !slices.Contains(g.CommandLines, b.CommandLine) {
-		all = append(all, Finding{Rule: "command_lines", Expected: fmt.Sprintf("one of %q", g.CommandLines), Found: orUnproven(quoted(b.CommandLine)), Event: "PCR 8 or 9, kernel command line"})
+		all = append(all, Finding{Rule: "command_lines", Expected: fmt.Sprintf("one of %q", g.CommandLines), Found: orUnproven(quoted(b.CommandLine)), Event: m.commandLineEvent()})
 	}
 	for _, a := range g.Arguments {
 		if !slices.Contains(b.Arguments, a) {
-			all = append(all, Finding{Rule: "arguments", Expected: quoted(a), Found: orUnproven(quoted(b.CommandLine)), Event: "PCR 8 or 9, kernel command line"})
+			all = append(all, Finding{Rule: "arguments", Expected: quoted(a), Found: orUnproven(quoted(b.CommandLine)), Event: m.commandLineEvent()})
 		}
 	}
 	if g.Lockdown != "" && !lockedDown(b, g.Lockdown, knownKernel) {
@@ -262,6 +262,16 @@ func (g *Group) Allowed(entries []ima.Entry) []string {
 		}
 	}
 	return names
+}
+
+// commandLineEvent names the event that measured the kernel's command line.
+func (m *Machine) commandLineEvent() string {
+	if m.BootLog != nil && m.Facts.Boot.CommandLine != "" {
+		if e, ok := m.BootLog.CommandLineEvent(m.Facts.Boot.CommandLine); ok {
+			return fmt.Sprintf("PCR %d event %d (%v), kernel command line", e.PCR, e.Number, e.Type)
+		}
+	}
+	return "PCR 8 or 9, kernel command line"
 }
 
 // eventOf names the event that measured a digest.

@@ -243,6 +243,11 @@ func TestRules(t *testing.T) {
 	if got := (&Group{}).Judge(&Machine{}); len(got) > 0 {
 		t.Errorf("no rules: %v", got)
 	}
+	for way, event := range map[string]string{"direct": "PCR 9 event", "uki": "PCR 9 event", "secure": "PCR 8 event"} {
+		if got := (&Group{CommandLines: []string{"other"}}).Judge(machine(t, snapshot(t, way))); len(got) != 1 || !strings.HasPrefix(got[0].Event, event) {
+			t.Errorf("%s: another command line, and found was %v", way, got)
+		}
+	}
 }
 
 func TestFiles(t *testing.T) {
