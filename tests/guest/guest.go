@@ -58,30 +58,44 @@ func (k Kernel) Fetch(ctx context.Context, cache string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tmp, err := os.MkdirTemp(cache, "deb-")
+	tmp, err := FetchPackage(ctx, cache, image)
 	if err != nil {
-		return "", fmt.Errorf("fetch kernel: %w", err)
+		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	if err := run(ctx, tmp, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", image); err != nil {
-		return "", err
-	}
-	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
-	if len(debs) != 1 {
-		return "", fmt.Errorf("apt-get download %s left %d files", image, len(debs))
-	}
-	if err := run(ctx, tmp, "dpkg-deb", "-x", debs[0], "x"); err != nil {
-		return "", err
-	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("fetch kernel: %w", err)
 	}
 	for _, m := range k.Modules {
-		if err := unpack(ctx, filepath.Join(tmp, "x/lib/modules/*/kernel", m+"*"), filepath.Join(dir, filepath.Base(m))); err != nil {
+		if err := unpack(ctx, filepath.Join(tmp, "lib/modules/*/kernel", m+"*"), filepath.Join(dir, filepath.Base(m))); err != nil {
 			return "", err
 		}
 	}
-	return dir, unpack(ctx, filepath.Join(tmp, "x/boot/vmlinuz-*"), filepath.Join(dir, "vmlinuz"))
+	return dir, unpack(ctx, filepath.Join(tmp, "boot/vmlinuz-*"), filepath.Join(dir, "vmlinuz"))
+}
+
+// FetchPackage downloads a package from Debian's archive and unpacks it into a new folder in
+// cache, which the caller removes or renames.
+func FetchPackage(ctx context.Context, cache, name string) (dir string, err error) {
+	if dir, err = os.MkdirTemp(cache, "deb-"); err != nil {
+		return "", fmt.Errorf("fetch %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+		}
+	}()
+	if err := run(ctx, dir, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name); err != nil {
+		return "", err
+	}
+	debs, _ := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if len(debs) != 1 {
+		return "", fmt.Errorf("apt-get download %s left %d files", name, len(debs))
+	}
+	if err := run(ctx, dir, "dpkg-deb", "-x", debs[0], "."); err != nil {
+		return "", err
+	}
+	return dir, os.Remove(debs[0])
 }
 
 // unpack writes the one file that a pattern finds, compressed or not.

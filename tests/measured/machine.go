@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/assay-id/assay/tests/guest"
 )
 
 // Host is where a machine finds this one: its connections to Host go to 127.0.0.1 here (QEMU's
@@ -144,24 +146,11 @@ func Download(ctx context.Context, cache string) (Downloads, error) {
 		if _, err := os.Stat(d[name]); err == nil {
 			continue
 		}
-		tmp, err := os.MkdirTemp(cache, "deb-")
+		unpacked, err := guest.FetchPackage(ctx, cache, name)
 		if err != nil {
 			return nil, err
 		}
-		defer os.RemoveAll(tmp)
-		get := exec.CommandContext(ctx, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name)
-		get.Dir = tmp
-		if out, err := get.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("apt-get download %s: %w: %s", name, err, out)
-		}
-		debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb"))
-		if len(debs) != 1 {
-			return nil, fmt.Errorf("apt-get download %s left %d files", name, len(debs))
-		}
-		if err := run(ctx, "dpkg-deb", "-x", debs[0], filepath.Join(tmp, "x")); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(filepath.Join(tmp, "x"), d[name]); err != nil {
+		if err := os.Rename(unpacked, d[name]); err != nil {
 			return nil, err
 		}
 	}
