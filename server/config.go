@@ -14,7 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/verify"
 )
@@ -92,8 +92,8 @@ type prepared struct {
 	ekRoots                          []*x509.Certificate
 	requoteInterval                  time.Duration
 	groups                           map[string]*policy.Group // by name
-	x509pop                          *nodes.X509POP           // nil without the block
-	devid                            *nodes.DevID             // nil without the block
+	x509pop                          *attest.X509POP          // nil without the block
+	devid                            *attest.DevID            // nil without the block
 	etcdTLS                          *tls.Config              // nil is plain text
 }
 

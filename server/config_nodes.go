@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/tpm/verify"
 )
 
@@ -124,7 +124,7 @@ func (p *prepared) readX509POP() error {
 	if c.MaxIntermediates < 0 || c.MaxRSAKeySize < 0 {
 		return errors.New("max_intermediates and max_rsa_key_size are not negative")
 	}
-	a := &nodes.X509POP{
+	a := &attest.X509POP{
 		TrustDomain: p.trustDomain, Now: time.Now, Rand: rand.Reader,
 		MaxIntermediates: orInt(c.MaxIntermediates, 4), MaxRSABits: orInt(c.MaxRSAKeySize, 8192),
 	}
@@ -133,7 +133,7 @@ func (p *prepared) readX509POP() error {
 		return fmt.Errorf("ca_bundle_path: %w", err)
 	}
 	if c.AgentPathTemplate != "" {
-		if a.Path, err = nodes.ParsePathTemplate(c.AgentPathTemplate); err != nil {
+		if a.Path, err = attest.ParsePathTemplate(c.AgentPathTemplate); err != nil {
 			return fmt.Errorf("agent_path_template: %w", err)
 		}
 	}
@@ -146,7 +146,7 @@ func (p *prepared) readDevID() (err error) {
 	if c == nil {
 		return nil
 	}
-	a := &nodes.DevID{TrustDomain: p.trustDomain, Now: time.Now, Rand: rand.Reader}
+	a := &attest.DevID{TrustDomain: p.trustDomain, Now: time.Now, Rand: rand.Reader}
 	if a.Roots.DevID, err = readPool(c.DevIDCAPath); err != nil {
 		return fmt.Errorf("devid_ca_path: %w", err)
 	}

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/assay-id/assay/server/api"
+	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
@@ -46,7 +47,7 @@ type Server struct {
 	svid    *ownSVID
 	api     *api.Server
 	// continuous asks nodes with a TPM again.
-	continuous *nodes.Continuous
+	continuous *attest.Continuous
 }
 
 // New checks the configuration. Logs go to out, one line of text each.
@@ -140,8 +141,8 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	if s.svid, err = newOwnSVID(s.ca); err != nil {
 		return closeAll, err
 	}
-	s.continuous = &nodes.Continuous{
-		Nodes: s.nodes, Rules: &nodes.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval,
+	s.continuous = &attest.Continuous{
+		Nodes: s.nodes, Rules: &attest.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval,
 		Now: time.Now, Rand: rand.Reader, Logger: s.log,
 	}
 	s.api = api.New(api.Config{
@@ -182,12 +183,12 @@ func (s *Server) check(n *nodes.Node, group string) ([]policy.Finding, error) {
 	return s.continuous.Rules.Check(n, g)
 }
 
-func (s *Server) attestors() []nodes.Attestor {
-	var as []nodes.Attestor
+func (s *Server) attestors() []api.Attestor {
+	var as []api.Attestor
 	if s.conf.tpm != nil {
 		policy := *s.conf.tpm
 		policy.Inventory, policy.Pending = s.devices, s.conf.TPM.Pending
-		as = append(as, &nodes.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Rules: s.continuous.Rules, Continuous: s.continuous, Now: time.Now, Rand: rand.Reader})
+		as = append(as, &attest.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Rules: s.continuous.Rules, Continuous: s.continuous, Now: time.Now, Rand: rand.Reader})
 	}
 	if s.conf.devid != nil {
 		as = append(as, s.conf.devid)
@@ -196,7 +197,7 @@ func (s *Server) attestors() []nodes.Attestor {
 		as = append(as, s.conf.x509pop)
 	}
 	if s.conf.JoinToken != nil {
-		as = append(as, &nodes.JoinToken{TrustDomain: s.conf.trustDomain, Tokens: s.nodes})
+		as = append(as, &attest.JoinToken{TrustDomain: s.conf.trustDomain, Tokens: s.nodes})
 	}
 	return as
 }

@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"selectors", "tpm", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/gate"},
-	{"agent/attest", "agent/workloadapi", "server/api", "server/api/wire"},
+	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/wire"},
 	{"agent", "server"},
 }
 

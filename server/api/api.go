@@ -101,6 +101,14 @@ type Continuous interface {
 	Vouched(id spiffeid.ID) []nodes.Anchor
 }
 
+// Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
+// errors pass through Attest as they are. csrKey is the key that the agent wants an SVID for.
+// binding is of the connection (RFC 9266, tls-exporter, 32 bytes), or nil where it has none.
+type Attestor interface {
+	Type() string
+	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (nodes.Attestation, error)
+}
+
 // Config of the API.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
@@ -115,7 +123,7 @@ type Config struct {
 	// EKRoots are the CAs of TPM makers that attestors trust, to show.
 	EKRoots []*x509.Certificate
 	// Attestors by their type.
-	Attestors []nodes.Attestor
+	Attestors []Attestor
 	// AllowWithoutEvidence names the attestor types whose agents may have workload SVIDs
 	// signed without evidence (SPIRE's agents send none).
 	AllowWithoutEvidence []string
@@ -128,7 +136,7 @@ type Config struct {
 // Server serves the API.
 type Server struct {
 	cfg       Config
-	attestors map[string]nodes.Attestor
+	attestors map[string]Attestor
 	started   time.Time
 	gate      *gate.Gate
 	health    *health.Server
@@ -140,7 +148,7 @@ func New(cfg Config) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, attestors: map[string]nodes.Attestor{}, started: cfg.Now(), health: health.NewServer(), watchers: newWatchers()}
+	s := &Server{cfg: cfg, attestors: map[string]Attestor{}, started: cfg.Now(), health: health.NewServer(), watchers: newWatchers()}
 	for _, a := range cfg.Attestors {
 		s.attestors[a.Type()] = a
 	}

@@ -4,7 +4,6 @@ package nodes
 
 import (
 	"context"
-	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,15 +18,18 @@ import (
 const JoinTokenType = "join_token"
 
 var (
-	// ErrTokenExists: a join token with that text is waiting for its agent.
-	ErrTokenExists = errors.New("join token already exists")
-	// ErrBadToken: the text can not be part of an agent's ID.
-	ErrBadToken = errors.New("a join token consists of letters, digits, '.', '-' and '_'")
-	// ErrBadTTL: the lifetime is not positive.
-	ErrBadTTL = errors.New("ttl is required, you must provide one")
-	// errNoToken and errTokenExpired have SPIRE's texts.
-	errNoToken      = errors.New("failed to attest: join token does not exist or has already been used")
-	errTokenExpired = errors.New("join token expired")
+	// errTokenExists: a join token with that text is waiting for its agent.
+	errTokenExists = errors.New("join token already exists")
+	// errBadToken: the text can not be part of an agent's ID.
+	errBadToken = errors.New("a join token consists of letters, digits, '.', '-' and '_'")
+	// errBadTTL: the lifetime is not positive.
+	errBadTTL = errors.New("ttl is required, you must provide one")
+)
+
+// Refusals, in SPIRE's words.
+var (
+	errNoToken      = &AttestError{Fault: FaultMessage, Text: "failed to attest: join token does not exist or has already been used"}
+	errTokenExpired = &AttestError{Fault: FaultMessage, Text: "join token expired"}
 )
 
 // joinToken is the stored value.
@@ -38,7 +40,7 @@ type joinToken struct {
 // JoinTokenAgent returns the ID of the agent that a join token admits.
 func JoinTokenAgent(td spiffeid.TrustDomain, token string) (spiffeid.ID, error) {
 	if err := spiffeid.ValidatePathSegment(token); err != nil {
-		return spiffeid.ID{}, fmt.Errorf("%w: %q", ErrBadToken, token)
+		return spiffeid.ID{}, fmt.Errorf("%w: %q", errBadToken, token)
 	}
 	return spiffeid.FromSegments(td, "spire", "agent", JoinTokenType, token)
 }
@@ -46,10 +48,10 @@ func JoinTokenAgent(td spiffeid.TrustDomain, token string) (spiffeid.ID, error) 
 // CreateJoinToken stores a token that admits one agent within ttl, and returns when it expires.
 func (r *Registry) CreateJoinToken(ctx context.Context, token string, ttl time.Duration) (time.Time, error) {
 	if err := spiffeid.ValidatePathSegment(token); err != nil {
-		return time.Time{}, fmt.Errorf("%w: %q", ErrBadToken, token)
+		return time.Time{}, fmt.Errorf("%w: %q", errBadToken, token)
 	}
 	if ttl <= 0 {
-		return time.Time{}, ErrBadTTL
+		return time.Time{}, errBadTTL
 	}
 	t := joinToken{ExpiresAt: r.cfg.Now().Add(ttl).UTC().Truncate(time.Second)}
 	value, err := json.Marshal(t)
@@ -59,7 +61,7 @@ func (r *Registry) CreateJoinToken(ctx context.Context, token string, ttl time.D
 	key := tokenPrefix + token
 	_, err = r.cfg.Store.Commit(ctx, store.Txn{Compares: []store.Compare{store.Unchanged(key, 0)}, Puts: []store.KV{{Key: key, Value: value}}})
 	if errors.Is(err, store.ErrConflict) {
-		return time.Time{}, ErrTokenExists
+		return time.Time{}, errTokenExists
 	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("storing a join token: %w", err)
@@ -68,7 +70,7 @@ func (r *Registry) CreateJoinToken(ctx context.Context, token string, ttl time.D
 }
 
 // UseJoinToken spends a token: of any number of callers, on any server, one succeeds. An
-// expired token is spent, too.
+// expired token is spent, too. A token that does not count is an *AttestError.
 func (r *Registry) UseJoinToken(ctx context.Context, token string) error {
 	if spiffeid.ValidatePathSegment(token) != nil {
 		return errNoToken // CreateJoinToken makes none like this
@@ -119,30 +121,4 @@ func (r *Registry) PruneJoinTokens(ctx context.Context) (int, error) {
 		}
 	}
 	return pruned, nil
-}
-
-// JoinToken admits the agent that knows a token. It proves nothing about the machine: there
-// are no selectors, and the agent renews its SVID instead of attesting again.
-type JoinToken struct {
-	TrustDomain spiffeid.TrustDomain
-	Tokens      *Registry
-}
-
-// Type returns "join_token".
-func (j *JoinToken) Type() string { return JoinTokenType }
-
-// Attest spends the token that the payload is. There is no challenge.
-func (j *JoinToken) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, _ func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
-	token := string(payload)
-	switch err := j.Tokens.UseJoinToken(ctx, token); {
-	case errors.Is(err, errNoToken), errors.Is(err, errTokenExpired):
-		return Attestation{}, &AttestError{Fault: FaultMessage, Text: err.Error()}
-	case err != nil:
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "failed to attest", Err: err}
-	}
-	id, err := JoinTokenAgent(j.TrustDomain, token)
-	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "failed to attest", Err: err}
-	}
-	return Attestation{ID: id, Type: JoinTokenType}, nil
 }

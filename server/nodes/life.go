@@ -10,6 +10,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/store"
 )
 
@@ -41,6 +42,21 @@ func (n *Node) attested(a Attestation, now time.Time) {
 	n.Selectors, n.Checks, n.CanReattest, n.AttestedAt, n.TPM = a.Selectors, a.Checks, a.CanReattest, now, a.TPM
 }
 
+// Requoted records what a later quote showed of the machine, and its selectors, unless an attestation
+// since then showed something newer.
+func (r *Registry) Requoted(ctx context.Context, id spiffeid.ID, s *TPMState, set selectors.Set) error {
+	_, err := r.change(ctx, id, false, func(n *Node) (*Node, error) {
+		if n == nil {
+			return nil, ErrNotFound
+		}
+		if n.TPM != nil && n.State == StateAdmitted && !s.Quoted.Before(&n.TPM.Quoted) {
+			n.TPM, n.Selectors = s, set
+		}
+		return n, nil
+	})
+	return err
+}
+
 // Admissible returns the *DeniedError for an agent that attested and that Attested would refuse,
 // as far as memory knows.
 func (r *Registry) Admissible(id spiffeid.ID) error {
@@ -53,6 +69,18 @@ func (r *Registry) Admissible(id spiffeid.ID) error {
 func (r *Registry) admissible(n *Node) error {
 	if n.State == StateBanned || n.State == StateSuspended && !r.liftable(n) {
 		return r.denial(n)
+	}
+	return nil
+}
+
+// Admitted returns the *DeniedError for an agent that is not admitted, as far as memory knows.
+func (r *Registry) Admitted(id spiffeid.ID) error {
+	n := r.Get(id)
+	if n == nil {
+		return &DeniedError{Agent: id, Reason: NotAttested}
+	}
+	if d := r.denial(n); d != nil {
+		return d
 	}
 	return nil
 }

@@ -14,10 +14,10 @@ import (
 )
 
 var (
-	// ErrToken is a page token that no List returned.
-	ErrToken = errors.New("could not parse token")
-	// ErrNoSelectors is a match with an empty set.
-	ErrNoSelectors = errors.New("cannot list by empty selectors set")
+	// errToken is a page token that no List returned.
+	errToken = errors.New("could not parse token")
+	// errNoSelectors is a match with an empty set.
+	errNoSelectors = errors.New("cannot list by empty selectors set")
 )
 
 // Match compares a node's set N with a requested set R (spire.api.types.SelectorMatch).
@@ -78,12 +78,12 @@ func (r *Registry) List(f Filter, pageSize int, token string) ([]*Node, string, 
 	if token != "" {
 		n, err := strconv.ParseInt(token, 10, 64)
 		if err != nil {
-			return nil, "", fmt.Errorf("%w %q", ErrToken, token)
+			return nil, "", fmt.Errorf("%w %q", errToken, token)
 		}
 		after = n
 	}
 	if f.Selectors != nil && len(f.Selectors.Set) == 0 {
-		return nil, "", ErrNoSelectors
+		return nil, "", errNoSelectors
 	}
 	out := r.nodes.all(func(n *Node) bool { return n.CreatedAt.UnixNano() > after && f.holds(n) })
 	slices.SortFunc(out, func(a, b *Node) int {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodes admits agents and knows them: attestors judge what a new agent shows, the
-// Registry keeps a record of each agent and says whether it still counts.
+// Package nodes knows agents: the Registry keeps a record of each and says whether it still counts,
+// the Inventory lists the TPMs that operators vouch for. Package server/attest judges them.
 //
 // The life of a record, by the serials of its SVIDs:
 //

@@ -3,10 +3,7 @@
 package nodes
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,18 +20,10 @@ import (
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/store"
 	"github.com/assay-id/assay/server/storetest"
-	"github.com/assay-id/assay/tpm"
-	"github.com/assay-id/assay/tpm/device"
-	"github.com/assay-id/assay/tpm/swtpmtest"
-	"github.com/assay-id/assay/tpm/verify"
 )
 
 func TestMain(m *testing.M) {
-	code := storetest.Main(m)
-	if err := swtpmtest.Clean(); err != nil && code == 0 {
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(storetest.Main(m))
 }
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
@@ -375,10 +364,10 @@ func TestList(t *testing.T) {
 	if !slices.Equal(pages, []string{"dc", "ba", ""}) {
 		t.Errorf("pages %q", pages)
 	}
-	if _, _, err := r.List(Filter{}, 2, "x"); !errors.Is(err, ErrToken) {
+	if _, _, err := r.List(Filter{}, 2, "x"); !errors.Is(err, errToken) {
 		t.Errorf("a wrong token: %v", err)
 	}
-	if _, _, err := r.List(Filter{Selectors: &SelectorMatch{}}, 0, ""); !errors.Is(err, ErrNoSelectors) {
+	if _, _, err := r.List(Filter{Selectors: &SelectorMatch{}}, 0, ""); !errors.Is(err, errNoSelectors) {
 		t.Errorf("an empty set: %v", err)
 	}
 }
@@ -394,16 +383,9 @@ func TestJoinToken(t *testing.T) {
 	c := newClock()
 	r := open(t, storetest.Open(t), c)
 	ctx := t.Context()
-	a := &JoinToken{TrustDomain: td, Tokens: r}
-	try := func(token string) (Attestation, error) {
-		return a.Attest(ctx, []byte(token), nil, nil, func(context.Context, []byte) ([]byte, error) {
-			t.Fatal("a join token has no challenge")
-			return nil, nil
-		})
-	}
 	refused := func(token, text string) {
 		t.Helper()
-		_, err := try(token)
+		err := r.UseJoinToken(ctx, token)
 		var e *AttestError
 		if !errors.As(err, &e) || e.Fault != FaultMessage || e.Error() != text {
 			t.Fatalf("got %v, want %q", err, text)
@@ -414,24 +396,20 @@ func TestJoinToken(t *testing.T) {
 	must(t, err)
 	_, err = r.CreateJoinToken(ctx, "token-12", time.Minute) // the other is its prefix
 	must(t, err)
-	if _, err := r.CreateJoinToken(ctx, "token-1", time.Minute); !errors.Is(err, ErrTokenExists) {
+	if _, err := r.CreateJoinToken(ctx, "token-1", time.Minute); !errors.Is(err, errTokenExists) {
 		t.Errorf("twice: %v", err)
 	}
 	for _, bad := range []string{"", "a/b", "..", "ü"} {
-		if _, err := r.CreateJoinToken(ctx, bad, time.Minute); !errors.Is(err, ErrBadToken) {
+		if _, err := r.CreateJoinToken(ctx, bad, time.Minute); !errors.Is(err, errBadToken) {
 			t.Errorf("%q: %v", bad, err)
 		}
 		refused(bad, spent)
 	}
-	if _, err := r.CreateJoinToken(ctx, "x", 0); !errors.Is(err, ErrBadTTL) {
+	if _, err := r.CreateJoinToken(ctx, "x", 0); !errors.Is(err, errBadTTL) {
 		t.Errorf("no ttl: %v", err)
 	}
 	refused("token", spent)
-	got, err := try("token-1")
-	must(t, err)
-	if got.ID.String() != "spiffe://example.org/spire/agent/join_token/token-1" || got.Selectors != nil || got.CanReattest || got.Type != "join_token" {
-		t.Errorf("%+v", got)
-	}
+	must(t, r.UseJoinToken(ctx, "token-1"))
 	refused("token-1", spent)
 	c.advance(2 * time.Minute)
 	refused("token-12", "join token expired")
@@ -446,8 +424,7 @@ func TestJoinToken(t *testing.T) {
 		t.Errorf("pruned %d, %v", n, err)
 	}
 	refused("stale", spent)
-	_, err = try("live")
-	must(t, err)
+	must(t, r.UseJoinToken(ctx, "live"))
 }
 
 // TestJoinTokenServesOnce: many agents with one token, on two servers.
@@ -461,7 +438,7 @@ func TestJoinTokenServesOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			if _, err := (&JoinToken{td, servers[i%2]}).Attest(t.Context(), []byte("token"), nil, nil, nil); err == nil {
+			if servers[i%2].UseJoinToken(t.Context(), "token") == nil {
 				admitted.Add(1)
 			}
 		})
@@ -483,86 +460,6 @@ func TestAliasEntry(t *testing.T) {
 	if IsAliasEntry(&more, id) {
 		t.Error("an ordinary entry counts as alias")
 	}
-}
-
-// binding is of some connection.
-var binding = bytes.Repeat([]byte{8}, tpm.BindingSize)
-
-func TestTPM(t *testing.T) {
-	p := swtpmtest.New(t)
-	d, err := device.Open(t.Context(), device.Config{Path: p.Path})
-	must(t, err)
-	defer d.Close()
-	key, err := d.NewKey([32]byte{1})
-	must(t, err)
-	hello, err := d.Hello(key)
-	must(t, err)
-	payload, err := tpm.Encode(hello)
-	must(t, err)
-	later := func() time.Time { return time.Now().Add(time.Minute) } // swtpm's certificates begin now
-	a := &TPM{TrustDomain: td, Policy: &verify.Policy{EKRoots: p.CA}, Now: later, Rand: rand.Reader}
-	answer := func(_ context.Context, data []byte) ([]byte, error) {
-		c, err := tpm.Decode[tpm.Challenge](data)
-		if err != nil {
-			return nil, err
-		}
-		e, err := d.Answer(key, c, binding)
-		if err != nil {
-			return nil, err
-		}
-		return tpm.Encode(e)
-	}
-	got, err := a.Attest(t.Context(), payload, key.Public(), binding, answer)
-	must(t, err)
-	hash, err := d.EKHash()
-	must(t, err)
-	if want := fmt.Sprintf("spiffe://example.org/spire/agent/tpm/%x", hash); got.ID.String() != want {
-		t.Errorf("ID %s, want %s", got.ID, want)
-	}
-	if !got.CanReattest || got.Type != "tpm" || len(got.Checks) == 0 || got.TPM == nil || !slices.Contains(got.Selectors.Strings(), "tpm:key:tpm-resident") {
-		t.Errorf("%+v", got)
-	}
-
-	gone := errors.New("the agent hung up")
-	for _, c := range []struct {
-		what    string
-		payload []byte
-		csr     crypto.PublicKey
-		answer  func(context.Context, []byte) ([]byte, error)
-		fault   Fault
-	}{
-		{"no JSON", []byte("token"), key.Public(), answer, FaultMessage},
-		{"no JSON in the answer", payload, key.Public(), func(context.Context, []byte) ([]byte, error) { return []byte("x"), nil }, FaultMessage},
-		{"another CSR key", payload, another(t, d), answer, FaultRefused},
-	} {
-		_, err := a.Attest(t.Context(), c.payload, c.csr, binding, c.answer)
-		var e *AttestError
-		if !errors.As(err, &e) || e.Fault != c.fault {
-			t.Errorf("%s: %v", c.what, err)
-		}
-	}
-	_, err = a.Attest(t.Context(), payload, key.Public(), binding, func(context.Context, []byte) ([]byte, error) { return nil, gone })
-	if err != gone {
-		t.Errorf("a lost stream: %v", err)
-	}
-	a.Policy = &verify.Policy{}
-	_, err = a.Attest(t.Context(), payload, key.Public(), binding, answer)
-	var e *AttestError
-	if !errors.As(err, &e) || e.Fault != FaultRefused || !strings.Contains(err.Error(), "ek_ca_path") {
-		t.Errorf("an unknown CA: %v", err)
-	}
-	a.Policy = &verify.Policy{PCRs: []int{23}}
-	_, err = a.Attest(t.Context(), payload, key.Public(), binding, answer)
-	if !errors.As(err, &e) || e.Fault != FaultServer {
-		t.Errorf("a wrong policy: %v", err)
-	}
-}
-
-func another(t *testing.T, d *device.Device) crypto.PublicKey {
-	t.Helper()
-	key, err := d.NewKey([32]byte{2})
-	must(t, err)
-	return key.Public()
 }
 
 func eventually(t *testing.T, ok func() bool) {

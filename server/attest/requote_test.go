@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/device"
@@ -27,7 +28,7 @@ import (
 // watch is a server that watches machines, with a real store, real TPMs and a short interval.
 type watch struct {
 	t        *testing.T
-	registry *Registry
+	registry *nodes.Registry
 	attestor *TPM
 	later    func() time.Time
 }
@@ -39,7 +40,7 @@ func newWatch(t *testing.T, p *swtpmtest.TPM, rules *Rules) *watch {
 	t.Helper()
 	w := &watch{t: t, later: func() time.Time { return time.Now().Add(time.Minute) }} // swtpm's certificates begin now
 	var err error
-	w.registry, err = Open(t.Context(), Config{Store: storetest.Open(t), Logger: quiet(t), Now: w.later})
+	w.registry, err = nodes.Open(t.Context(), nodes.Config{Store: storetest.Open(t), Logger: quiet(t), Now: w.later})
 	must(t, err)
 	t.Cleanup(w.registry.Close)
 	c := &Continuous{Nodes: w.registry, Rules: rules, Interval: interval, Now: w.later, Rand: rand.Reader, Logger: quiet(t)}
@@ -136,13 +137,13 @@ func (a *honest) suspended(end <-chan error, by, reason string) time.Duration {
 	began := time.Now()
 	select {
 	case err := <-end:
-		denied(a.w.t, err, Suspended)
+		denied(a.w.t, err, nodes.Suspended)
 	case <-time.After(10 * time.Second):
 		a.w.t.Fatal("nothing happened within 10 s")
 	}
 	took := time.Since(began)
 	n := a.w.registry.Get(a.id)
-	if n.State != StateSuspended || n.By != by || !strings.Contains(n.Standing.Reason, reason) {
+	if n.State != nodes.StateSuspended || n.By != by || !strings.Contains(n.Standing.Reason, reason) {
 		a.w.t.Fatalf("%+v, want by %s: %s", n.Standing, by, reason)
 	}
 	if a.w.attestor.Continuous.Fresh(a.id) {
@@ -188,10 +189,10 @@ func TestSelectorsFromLogs(t *testing.T) {
 func TestUnknownFileSuspends(t *testing.T) {
 	m, a := booted(t, "uki", onlyWhatRan)
 	end, _ := a.watched()
-	asked := len(a.w.attestor.Continuous.Anchors(a.id))
-	eventually(t, func() bool { return len(a.w.attestor.Continuous.Anchors(a.id)) > asked+3 }) // it may stay while nothing happens
+	asked := len(a.w.attestor.Continuous.anchors(a.id))
+	eventually(t, func() bool { return len(a.w.attestor.Continuous.anchors(a.id)) > asked+3 }) // it may stay while nothing happens
 	m.Measure([32]byte{0xba, 0xd0}, "/tmp/implant")
-	took := a.suspended(end, ByDrift, `"/tmp/implant"`)
+	took := a.suspended(end, nodes.ByDrift, `"/tmp/implant"`)
 	t.Logf("a program that is in no list ran: suspended after %s, asked every %s", took.Round(time.Millisecond), interval)
 }
 
@@ -208,7 +209,7 @@ func TestFilesWithoutRulesAreNoted(t *testing.T) {
 	eventually(t, func() bool {
 		return !slices.Contains(a.w.registry.Get(a.id).Selectors.Strings(), "tpm:ima:no-violations")
 	})
-	if n := a.w.registry.Get(a.id); n.State != StateAdmitted || n.TPM.IMA.Violations != 1 {
+	if n := a.w.registry.Get(a.id); n.State != nodes.StateAdmitted || n.TPM.IMA.Violations != 1 {
 		t.Errorf("%+v", n)
 	}
 }
@@ -228,11 +229,11 @@ func TestDriftSuspends(t *testing.T) {
 			m, a := booted(t, "uki", onlyWhatRan)
 			a.history = tpm.History{Count: 5, Head: [32]byte{5}}
 			end, _ := a.watched()
-			if anchors := a.w.attestor.Continuous.Anchors(a.id); len(anchors) == 0 || anchors[0].History != a.history {
+			if anchors := a.w.attestor.Continuous.anchors(a.id); len(anchors) == 0 || anchors[0].History != a.history {
 				t.Errorf("anchors %+v", anchors)
 			}
 			c.tamper(m, a)
-			t.Log(a.suspended(end, ByDrift, c.reason))
+			t.Log(a.suspended(end, nodes.ByDrift, c.reason))
 			// Nothing but an operator ends it, and then only an attestation in full.
 			if err := a.attest(t.Context()); err == nil {
 				t.Error("a suspended node was admitted")
@@ -250,7 +251,7 @@ func TestPhasesOfTheBootAreNoDrift(t *testing.T) {
 	eventually(t, func() bool { return !a.w.registry.Get(a.id).Selectors.Equal(before) }) // tpm:pcr:sha256:11
 	stop()
 	must(t, <-end)
-	if n := a.w.registry.Get(a.id); n.State != StateAdmitted {
+	if n := a.w.registry.Get(a.id); n.State != nodes.StateAdmitted {
 		t.Errorf("%+v", n.Standing)
 	}
 }
@@ -264,7 +265,7 @@ func TestRebootAttestsAgain(t *testing.T) {
 	p.Off()
 	p.On()
 	err := <-end
-	if err == nil || w.registry.Get(a.id).State != StateAdmitted {
+	if err == nil || w.registry.Get(a.id).State != nodes.StateAdmitted {
 		t.Fatalf("%v, %+v", err, w.registry.Get(a.id).Standing)
 	}
 	// Either the TPM was away when it was asked, or it answered after the boot.
@@ -299,9 +300,9 @@ func TestClones(t *testing.T) {
 
 	clone := w.agent(copied, swtpmtest.Logs{})
 	err := clone.attest(t.Context())
-	denied(t, err, Suspended)
+	denied(t, err, nodes.Suspended)
 	n := w.registry.Get(a.id)
-	if n.By != ByClone {
+	if n.By != nodes.ByClone {
 		t.Fatalf("%+v", n.Standing)
 	}
 	t.Log(n.Standing.Reason)
@@ -311,7 +312,7 @@ func TestClones(t *testing.T) {
 		t.Logf("the genuine one's stream: %v", err)
 	default: // the API ends it, since the node is no longer admitted
 	}
-	denied(t, a.attest(t.Context()), Suspended)
+	denied(t, a.attest(t.Context()), nodes.Suspended)
 	must(t, w.registry.Readmit(t.Context(), a.id, "operator root"))
 	stop()
 	must(t, a.attest(t.Context()))
@@ -327,8 +328,8 @@ func TestTwoSessions(t *testing.T) {
 	_, stop := a.watched()
 	twin := w.agent(p, swtpmtest.Logs{}) // same TPM, same counters, another agent
 	twin.id = a.id
-	denied(t, twin.attest(t.Context()), Suspended)
-	if n := w.registry.Get(a.id); n.By != ByClone || !strings.Contains(n.Standing.Reason, "two agents answer") {
+	denied(t, twin.attest(t.Context()), nodes.Suspended)
+	if n := w.registry.Get(a.id); n.By != nodes.ByClone || !strings.Contains(n.Standing.Reason, "two agents answer") {
 		t.Errorf("%+v", n.Standing)
 	}
 	stop()
@@ -337,7 +338,7 @@ func TestTwoSessions(t *testing.T) {
 	// With the SVID of the other: a second stream beside a living one.
 	_, stop = a.watched()
 	defer stop()
-	denied(t, twin.stream(t.Context()), Suspended)
+	denied(t, twin.stream(t.Context()), nodes.Suspended)
 }
 
 // TestRenewal: an agent that attests anew has ended its stream, and is no clone.
@@ -359,8 +360,8 @@ func TestRulesAtAttestation(t *testing.T) {
 	w := newWatch(t, m.TPM, rules)
 	a := w.agent(m.TPM, m.Logs)
 	err := a.attest(t.Context())
-	var e *AttestError
-	if !errors.As(err, &e) || e.Fault != FaultRefused {
+	var e *nodes.AttestError
+	if !errors.As(err, &e) || e.Fault != nodes.FaultRefused {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"secure_boot: expected enabled, found disabled", `arguments: expected "quiet"`} {
@@ -377,17 +378,17 @@ func TestRulesAtAttestation(t *testing.T) {
 		t.Errorf("check: %v, %v", got, err)
 	}
 	rules.Groups["default"] = strict
-	if err := a.attest(t.Context()); !errors.As(err, &e) || e.Fault != FaultRefused {
+	if err := a.attest(t.Context()); !errors.As(err, &e) || e.Fault != nodes.FaultRefused {
 		t.Fatal(err)
 	}
-	if n := w.registry.Get(a.id); n.State != StateSuspended || n.By != ByPolicy || !strings.Contains(n.Standing.Reason, "secure_boot") {
+	if n := w.registry.Get(a.id); n.State != nodes.StateSuspended || n.By != nodes.ByPolicy || !strings.Contains(n.Standing.Reason, "secure_boot") {
 		t.Errorf("%+v", n.Standing)
 	}
 }
 
-type devices map[selectors.Digest]*Device
+type devices map[selectors.Digest]*nodes.Device
 
-func (d devices) Get(ek selectors.Digest) *Device { return d[ek] }
+func (d devices) Get(ek selectors.Digest) *nodes.Device { return d[ek] }
 
 func TestGroupsByInventory(t *testing.T) {
 	ek := selectors.Digest{1}
@@ -420,5 +421,5 @@ func TestPendingTPM(t *testing.T) {
 	if got.Pending == "" || got.TPM.IMA.Entries != 0 {
 		t.Errorf("%+v", got)
 	}
-	denied(t, w.registry.Hold(t.Context(), got), Pending)
+	denied(t, w.registry.Hold(t.Context(), got), nodes.Pending)
 }

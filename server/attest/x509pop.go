@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 
 	"github.com/assay-id/assay/proto/x509pop"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/devid"
 )
@@ -72,41 +73,41 @@ func ParsePathTemplate(text string) (*template.Template, error) {
 func (x *X509POP) Type() string { return x509pop.Type }
 
 // Attest verifies the chain, then asks for a proof of possession.
-func (x *X509POP) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (x *X509POP) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (nodes.Attestation, error) {
 	leaf, intermediates, err := x.parse(payload)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultMessage, Text: err.Error()}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultMessage, Text: err.Error()}
 	}
 	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: x.Roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: x.Now(),
 	})
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultRefused, Text: "certificate verification failed", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultRefused, Text: "certificate verification failed", Err: err}
 	}
 	question, err := x509pop.NewChallenge(leaf, x.Rand)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "unable to generate challenge", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultServer, Text: "unable to generate challenge", Err: err}
 	}
 	data, err := json.Marshal(question)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "unable to marshal challenge", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultServer, Text: "unable to marshal challenge", Err: err}
 	}
 	answer, err := challenge(ctx, data)
 	if err != nil {
-		return Attestation{}, err
+		return nodes.Attestation{}, err
 	}
 	response, err := x509pop.Decode[x509pop.Response](answer)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultMessage, Text: "unable to unmarshal challenge response", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultMessage, Text: "unable to unmarshal challenge response", Err: err}
 	}
 	if err := x509pop.Verify(leaf.PublicKey, question, response); err != nil {
-		return Attestation{}, &AttestError{Fault: FaultRefused, Text: "challenge response verification failed", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultRefused, Text: "challenge response verification failed", Err: err}
 	}
 	id, err := x.agentID(leaf)
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "failed to make spiffe id", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultServer, Text: "failed to make spiffe id", Err: err}
 	}
-	return Attestation{ID: id, Type: x509pop.Type, Selectors: x.selectors(leaf, chains), CanReattest: true}, nil
+	return nodes.Attestation{ID: id, Type: x509pop.Type, Selectors: x.selectors(leaf, chains), CanReattest: true}, nil
 }
 
 // parse reads the payload, as far as it is bounded.
@@ -156,7 +157,7 @@ func (x *X509POP) agentID(leaf *x509.Certificate) (spiffeid.ID, error) {
 		path = b.String()
 	}
 	// A certificate must not become another attestor's node.
-	for _, other := range []string{tpm.AttestorType, devid.Type, JoinTokenType} {
+	for _, other := range []string{tpm.AttestorType, devid.Type, nodes.JoinTokenType} {
 		if path == "/"+other || strings.HasPrefix(path, "/"+other+"/") {
 			return spiffeid.ID{}, fmt.Errorf("the path %q belongs to the attestor %s; change agent_path_template", path, other)
 		}
@@ -164,7 +165,7 @@ func (x *X509POP) agentID(leaf *x509.Certificate) (spiffeid.ID, error) {
 	if path == "" {
 		return spiffeid.ID{}, errors.New("agent_path_template makes an empty path")
 	}
-	return spiffeid.FromPath(x.TrustDomain, strings.TrimSuffix(agentPrefix, "/")+path)
+	return spiffeid.FromPath(x.TrustDomain, "/spire/agent"+path)
 }
 
 func (x *X509POP) selectors(leaf *x509.Certificate, chains [][]*x509.Certificate) selectors.Set {

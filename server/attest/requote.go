@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm/verify"
 )
 
@@ -33,7 +33,7 @@ import (
 //
 // Sessions are compared within one server; counts and clocks between all.
 type Continuous struct {
-	Nodes *Registry
+	Nodes *nodes.Registry
 	// Rules are those of the attestor; nil is no rules.
 	Rules *Rules
 	// Interval is how often a machine is asked, give or take a tenth.
@@ -51,19 +51,11 @@ type watched struct {
 	mu sync.Mutex // held while an answer is judged
 	// of is when the attestation was recorded that state began with.
 	of     time.Time
-	state  *TPMState
-	fresh  time.Time  // of the last good quote
-	kept   time.Time  // when state was last written to the record
-	recent []Anchor   // at most maxAnchors, oldest first
-	live   *requoting // the session that asks now; nil if none
-}
-
-// Anchor is what a machine's TPM vouched for at one time: a part of the agent's history that can not
-// be rewritten.
-type Anchor struct {
-	At      time.Time
-	Clock   uint64
-	History tpm.History
+	state  *nodes.TPMState
+	fresh  time.Time      // of the last good quote
+	kept   time.Time      // when state was last written to the record
+	recent []nodes.Anchor // at most maxAnchors, oldest first
+	live   *requoting     // the session that asks now; nil if none
 }
 
 // maxAnchors are kept in memory for each machine: an hour's, at one in a minute.
@@ -114,16 +106,16 @@ func (c *Continuous) Fresh(id spiffeid.ID) bool {
 	return !w.fresh.IsZero() && c.Now().Sub(w.fresh) <= missed*c.Interval
 }
 
-// Anchors returns the last parts of the agent's history that its TPM vouched for, oldest first.
-func (c *Continuous) Anchors(id spiffeid.ID) []Anchor {
+// anchors returns the last parts of the agent's history that its TPM vouched for, oldest first.
+func (c *Continuous) anchors(id spiffeid.ID) []nodes.Anchor {
 	w := c.of(id)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return append([]Anchor(nil), w.recent...)
+	return append([]nodes.Anchor(nil), w.recent...)
 }
 
 // Run asks one machine, at once and then at intervals, until ctx ends (nil) or the machine must
-// go: a *DeniedError, or another error after which the agent attests again. spki is of the
+// go: a *nodes.DeniedError, or another error after which the agent attests again. spki is of the
 // agent's key, binding of its connection; ask sends a question and waits for the answer.
 func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, ask func(context.Context, []byte) ([]byte, error)) error {
 	r := &requoting{spki: spki, binding: binding, ask: ask, asked: make(chan chan error), done: make(chan struct{})}
@@ -134,7 +126,7 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 	defer c.end(id, w, r)
 	var waiting chan error // who asked for this round
 	for {
-		err := c.standing(id)
+		err := c.Nodes.Admitted(id)
 		if err == nil {
 			err = c.round(ctx, id, w, r)
 		}
@@ -164,15 +156,15 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 // be dead: the agent has one at a time.
 func (c *Continuous) begin(ctx context.Context, id spiffeid.ID, r *requoting) (w *watched, err error) {
 	n := c.Nodes.Get(id)
-	if n == nil || n.State != StateAdmitted || n.TPM == nil {
-		return nil, &DeniedError{Agent: id, Reason: NotActive}
+	if n == nil || n.State != nodes.StateAdmitted || n.TPM == nil {
+		return nil, &nodes.DeniedError{Agent: id, Reason: nodes.NotActive}
 	}
 	w = c.of(id)
 	w.mu.Lock()
 	live := w.live
 	w.mu.Unlock()
 	if live != nil && live.answers(ctx) {
-		return nil, c.suspend(ctx, id, ByClone, twoAgents)
+		return nil, c.suspend(ctx, id, nodes.ByClone, twoAgents)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -203,7 +195,7 @@ func (c *Continuous) end(id spiffeid.ID, w *watched, r *requoting) {
 
 // notCloned fails if the TPM that attests as the node can not be the one that was seen last, or is
 // not the only one that answers now; then the node is suspended.
-func (c *Continuous) notCloned(ctx context.Context, id spiffeid.ID, state *TPMState) error {
+func (c *Continuous) notCloned(ctx context.Context, id spiffeid.ID, state *nodes.TPMState) error {
 	if c == nil {
 		return nil
 	}
@@ -220,10 +212,10 @@ func (c *Continuous) notCloned(ctx context.Context, id spiffeid.ID, state *TPMSt
 	live := w.live
 	w.mu.Unlock()
 	if state.Quoted.Before(&last) {
-		return c.suspend(ctx, id, ByClone, wentBack(&state.Quoted, &last))
+		return c.suspend(ctx, id, nodes.ByClone, wentBack(&state.Quoted, &last))
 	}
 	if live != nil && live.answers(ctx) {
-		return c.suspend(ctx, id, ByClone, twoAgents)
+		return c.suspend(ctx, id, nodes.ByClone, twoAgents)
 	}
 	return nil
 }
@@ -254,9 +246,9 @@ func (r *requoting) answers(ctx context.Context) bool {
 // refuse tells the agent which rules its machine breaks. A machine that was admitted before is suspended.
 func (c *Continuous) refuse(ctx context.Context, id spiffeid.ID, f findings) error {
 	if c != nil {
-		if n := c.Nodes.Get(id); n != nil && n.State == StateAdmitted && n.TPM != nil {
-			var denied *DeniedError
-			if err := c.suspend(ctx, id, ByPolicy, f.String()); !errors.As(err, &denied) {
+		if n := c.Nodes.Get(id); n != nil && n.State == nodes.StateAdmitted && n.TPM != nil {
+			var denied *nodes.DeniedError
+			if err := c.suspend(ctx, id, nodes.ByPolicy, f.String()); !errors.As(err, &denied) {
 				return err
 			}
 		}
@@ -264,13 +256,13 @@ func (c *Continuous) refuse(ctx context.Context, id spiffeid.ID, f findings) err
 	return breaks(f)
 }
 
-// suspend ends what the node may do and returns the *DeniedError for it.
+// suspend ends what the node may do and returns the *nodes.DeniedError for it.
 func (c *Continuous) suspend(ctx context.Context, id spiffeid.ID, by, reason string) error {
 	// The stream's context ends with the node's standing.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	c.Logger.Warn("node suspended", "agent", id, "by", by, "reason", reason)
-	var state *StateError // banned meanwhile
+	var state *nodes.StateError // banned meanwhile
 	if err := c.Nodes.Suspend(ctx, id, reason, by); err != nil && !errors.As(err, &state) {
 		return fmt.Errorf("suspending %s: %w", id, err)
 	}
@@ -278,20 +270,8 @@ func (c *Continuous) suspend(ctx context.Context, id spiffeid.ID, by, reason str
 	w.mu.Lock()
 	w.fresh = time.Time{}
 	w.mu.Unlock()
-	if err := c.standing(id); err != nil {
+	if err := c.Nodes.Admitted(id); err != nil {
 		return err
 	}
-	return &DeniedError{Agent: id, Reason: NotActive}
-}
-
-// standing returns the *DeniedError for a node that is not admitted.
-func (c *Continuous) standing(id spiffeid.ID) error {
-	n := c.Nodes.Get(id)
-	if n == nil {
-		return &DeniedError{Agent: id, Reason: NotAttested}
-	}
-	if d := c.Nodes.denial(n); d != nil {
-		return d
-	}
-	return nil
+	return &nodes.DeniedError{Agent: id, Reason: nodes.NotActive}
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"slices"
 	"testing"
 
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 )
 
@@ -17,7 +18,7 @@ func TestVouchedSurvivesAnAttestation(t *testing.T) {
 	for _, h := range []tpm.History{long, short, short} {
 		a.history = h
 		end, stop := a.watched()
-		eventually(t, func() bool { return len(a.w.attestor.Continuous.Anchors(a.id)) > 0 })
+		eventually(t, func() bool { return len(a.w.attestor.Continuous.anchors(a.id)) > 0 })
 		stop()
 		must(t, <-end)
 		must(t, a.attest(t.Context()))
@@ -25,7 +26,7 @@ func TestVouchedSurvivesAnAttestation(t *testing.T) {
 	restarted := &Continuous{Nodes: a.w.registry, Interval: interval, Now: a.w.later, Logger: quiet(t)}
 	for what, c := range map[string]*Continuous{"this server": a.w.attestor.Continuous, "a server that was restarted": restarted} {
 		got := c.Vouched(a.id)
-		if !slices.ContainsFunc(got, func(x Anchor) bool { return x.History == long && !x.At.IsZero() }) {
+		if !slices.ContainsFunc(got, func(x nodes.Anchor) bool { return x.History == long && !x.At.IsZero() }) {
 			t.Errorf("%s knows %+v", what, got)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm/devid"
 )
 
@@ -28,21 +29,21 @@ type DevID struct {
 func (d *DevID) Type() string { return devid.Type }
 
 // Attest runs one attestation.
-func (d *DevID) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (d *DevID) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, _ []byte, challenge func(context.Context, []byte) ([]byte, error)) (nodes.Attestation, error) {
 	session, question, err := devid.Begin(d.Roots, payload, d.Now(), d.Rand)
 	if err != nil {
-		return Attestation{}, devidError(err)
+		return nodes.Attestation{}, devidError(err)
 	}
 	answer, err := challenge(ctx, question)
 	if err != nil {
-		return Attestation{}, err
+		return nodes.Attestation{}, err
 	}
 	if err := session.Finish(answer); err != nil {
-		return Attestation{}, devidError(err)
+		return nodes.Attestation{}, devidError(err)
 	}
 	id, err := spiffeid.FromSegments(d.TrustDomain, "spire", "agent", devid.Type, fingerprint(session.Leaf))
 	if err != nil {
-		return Attestation{}, &AttestError{Fault: FaultServer, Text: "failed to create agent ID", Err: err}
+		return nodes.Attestation{}, &nodes.AttestError{Fault: nodes.FaultServer, Text: "failed to create agent ID", Err: err}
 	}
 	var out []selectors.Selector
 	emit := func(name, value string) {
@@ -57,14 +58,14 @@ func (d *DevID) Attest(ctx context.Context, payload []byte, _ crypto.PublicKey, 
 			emit("ca:fingerprint", fingerprint(ca))
 		}
 	}
-	return Attestation{ID: id, Type: devid.Type, Selectors: selectors.NewSet(out...), CanReattest: true}, nil
+	return nodes.Attestation{ID: id, Type: devid.Type, Selectors: selectors.NewSet(out...), CanReattest: true}, nil
 }
 
 // devidError: SPIRE answers InvalidArgument to whatever is the agent's fault.
 func devidError(err error) error {
-	fault := FaultMessage
+	fault := nodes.FaultMessage
 	if errors.Is(err, devid.ErrServer) {
-		fault = FaultServer
+		fault = nodes.FaultServer
 	}
-	return &AttestError{Fault: fault, Text: err.Error()}
+	return &nodes.AttestError{Fault: fault, Text: err.Error()}
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+// Package attest judges what agents show of themselves and of their machines, when they come and
+// ever after: one attestor for each way to prove who they are, Rules for what machines may have
+// booted and run, and Continuous, which asks again. Package server/nodes keeps the verdicts.
+package attest
 
 import (
 	"context"
@@ -13,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/verify"
 )
@@ -35,18 +39,18 @@ func (t *TPM) Type() string { return tpm.AttestorType }
 
 // Attest runs one attestation: payload is a Hello, the answer to the challenge is Evidence; further
 // challenges ask for more of the IMA log.
-func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error) {
+func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (nodes.Attestation, error) {
 	hello, err := tpm.Decode[tpm.Hello](payload)
 	if err != nil {
-		return Attestation{}, malformed(err)
+		return nodes.Attestation{}, malformed(err)
 	}
 	session, question, err := verify.Begin(t.Policy, hello, t.Now(), t.Rand)
 	if err != nil {
-		return Attestation{}, judged(err)
+		return nodes.Attestation{}, judged(err)
 	}
 	evidence, err := exchange[tpm.Challenge, tpm.Evidence](ctx, question, challenge)
 	if err != nil {
-		return Attestation{}, err
+		return nodes.Attestation{}, err
 	}
 	var lost error
 	verdict, err := session.Finish(verify.Proof{Evidence: evidence, CSRKey: csrKey, Binding: binding, More: func(m tpm.More) (c tpm.Continuation, err error) {
@@ -55,35 +59,35 @@ func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKe
 	}}, t.Now())
 	switch {
 	case lost != nil:
-		return Attestation{}, lost
+		return nodes.Attestation{}, lost
 	case err != nil:
-		return Attestation{}, judged(err)
+		return nodes.Attestation{}, judged(err)
 	}
 	id, err := spiffeid.FromSegments(t.TrustDomain, "spire", "agent", tpm.AttestorType, verdict.Facts.EKHash.String())
 	if err != nil {
-		return Attestation{}, judged(err)
+		return nodes.Attestation{}, judged(err)
 	}
 	return t.admit(ctx, id, &verdict)
 }
 
 // admit holds a machine that proved itself against the rules and against what is known of it.
-func (t *TPM) admit(ctx context.Context, id spiffeid.ID, v *verify.Verdict) (Attestation, error) {
-	a := Attestation{ID: id, Type: tpm.AttestorType, CanReattest: true, Checks: v.Checks, Pending: v.Unvouched}
+func (t *TPM) admit(ctx context.Context, id spiffeid.ID, v *verify.Verdict) (nodes.Attestation, error) {
+	a := nodes.Attestation{ID: id, Type: tpm.AttestorType, CanReattest: true, Checks: v.Checks, Pending: v.Unvouched}
 	state, err := newTPMState(v, t.Now())
 	if err != nil {
-		return Attestation{}, judged(err)
+		return nodes.Attestation{}, judged(err)
 	}
 	if a.Pending == "" {
 		findings, err := t.Rules.judge(state, v)
 		if err != nil {
-			return Attestation{}, judged(err)
+			return nodes.Attestation{}, judged(err)
 		}
 		// A clone is told from a machine that breaks rules: nothing else about it can be relied on.
 		if err := t.Continuous.notCloned(ctx, id, state); err != nil {
-			return Attestation{}, err
+			return nodes.Attestation{}, err
 		}
 		if len(findings) > 0 {
-			return Attestation{}, t.Continuous.refuse(ctx, id, findings)
+			return nodes.Attestation{}, t.Continuous.refuse(ctx, id, findings)
 		}
 	}
 	state.Former = t.Continuous.vouched(id)
@@ -110,18 +114,18 @@ func exchange[Q, A tpm.Message](ctx context.Context, question Q, challenge func(
 }
 
 func malformed(err error) error {
-	return &AttestError{Fault: FaultMessage, Text: "failed to attest", Err: err}
+	return &nodes.AttestError{Fault: nodes.FaultMessage, Text: "failed to attest", Err: err}
 }
 
 func judged(err error) error {
-	fault := FaultServer
+	fault := nodes.FaultServer
 	if _, ok := errors.AsType[*verify.Refusal](err); ok {
-		fault = FaultRefused
+		fault = nodes.FaultRefused
 	}
-	return &AttestError{Fault: fault, Text: "failed to attest", Err: err}
+	return &nodes.AttestError{Fault: fault, Text: "failed to attest", Err: err}
 }
 
 // breaks is the refusal of a machine that breaks rules.
 func breaks(findings fmt.Stringer) error {
-	return &AttestError{Fault: FaultRefused, Text: "failed to attest: the machine breaks the rules of its group:\n" + findings.String()}
+	return &nodes.AttestError{Fault: nodes.FaultRefused, Text: "failed to attest: the machine breaks the rules of its group:\n" + findings.String()}
 }

@@ -3,9 +3,6 @@
 package nodes
 
 import (
-	"context"
-	"crypto"
-
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
@@ -27,14 +24,6 @@ type Attestation struct {
 	Pending string
 	// TPM is what a TPM attestation showed of the machine; nil otherwise.
 	TPM *TPMState
-}
-
-// Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
-// errors pass through Attest as they are. csrKey is the key that the agent wants an SVID for.
-// binding is of the connection (RFC 9266, tls-exporter, 32 bytes), or nil where it has none.
-type Attestor interface {
-	Type() string
-	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (Attestation, error)
 }
 
 // Fault says whose fault a failed attestation is.

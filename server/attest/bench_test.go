@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/swtpmtest"
@@ -27,7 +28,7 @@ import (
 // of a minute. What the machines themselves compute is measured first and taken off.
 func BenchmarkThousandMachines(b *testing.B) {
 	const machines, spki = 1000, "the agent's key"
-	registry, err := Open(b.Context(), Config{Store: storetest.Open(b), Logger: slog.New(slog.DiscardHandler)})
+	registry, err := nodes.Open(b.Context(), nodes.Config{Store: storetest.Open(b), Logger: slog.New(slog.DiscardHandler)})
 	must(b, err)
 	defer registry.Close()
 	c := &Continuous{Nodes: registry, Interval: time.Second, Now: time.Now, Rand: rand.Reader, Logger: slog.New(slog.DiscardHandler)}
@@ -54,8 +55,8 @@ func BenchmarkThousandMachines(b *testing.B) {
 	for i := range machines {
 		id := spiffeid.RequireFromString(fmt.Sprintf("spiffe://example.org/spire/agent/tpm/%d", i))
 		m := swtpmtest.NewPretender(b)
-		_, err := registry.Attested(b.Context(), Attestation{ID: id, Type: tpm.AttestorType, CanReattest: true,
-			TPM: &TPMState{AK: m.AK, Quoted: verify.Quoted{PCRs: pcrs, ResetCount: 1}, Facts: selectors.NodeFacts{EKHash: selectors.Digest{byte(i), byte(i >> 8), 1}}}}, "1", time.Now().Add(time.Hour))
+		_, err := registry.Attested(b.Context(), nodes.Attestation{ID: id, Type: tpm.AttestorType, CanReattest: true,
+			TPM: &nodes.TPMState{AK: m.AK, Quoted: verify.Quoted{PCRs: pcrs, ResetCount: 1}, Facts: selectors.NodeFacts{EKHash: selectors.Digest{byte(i), byte(i >> 8), 1}}}}, "1", time.Now().Add(time.Hour))
 		must(b, err)
 		streams.Go(func() {
 			err := c.Run(ctx, id, []byte(spki), binding, func(_ context.Context, data []byte) ([]byte, error) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodes
+package attest
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/eventlog"
 	"github.com/assay-id/assay/tpm/ima"
@@ -55,7 +56,7 @@ func (c *Continuous) judge(ctx context.Context, id spiffeid.ID, w *watched, r *r
 		w.mu.Unlock()
 		return errSuperseded
 	}
-	next, err := w.state.advance(quoted, history, log)
+	next, err := advance(w.state, quoted, history, log)
 	if err == nil {
 		err = c.judgeFiles(next)
 	}
@@ -77,28 +78,19 @@ func (c *Continuous) judge(ctx context.Context, id spiffeid.ID, w *watched, r *r
 		w.kept = now
 	}
 	w.state, w.fresh = &next.TPMState, now
-	w.recent = append(w.recent, Anchor{At: next.QuotedAt, Clock: quoted.Clock, History: history})
+	w.recent = append(w.recent, nodes.Anchor{At: next.QuotedAt, Clock: quoted.Clock, History: history})
 	w.recent = slices.Clone(w.recent[max(0, len(w.recent)-maxAnchors):])
 	w.mu.Unlock()
 	return c.keep(ctx, id, &next.TPMState, keep)
 }
 
 // keep writes the state down if it is time to, or if the node's selectors changed.
-func (c *Continuous) keep(ctx context.Context, id spiffeid.ID, s *TPMState, due bool) error {
+func (c *Continuous) keep(ctx context.Context, id spiffeid.ID, s *nodes.TPMState, due bool) error {
 	set := selectors.DeriveNode(&s.Facts)
 	if n := c.Nodes.Get(id); !due && n != nil && n.Selectors.Equal(set) {
 		return nil
 	}
-	_, err := c.Nodes.change(ctx, id, false, func(n *Node) (*Node, error) {
-		if n == nil {
-			return nil, ErrNotFound
-		}
-		if n.TPM != nil && n.State == StateAdmitted && !s.Quoted.Before(&n.TPM.Quoted) {
-			n.TPM, n.Selectors = s, set
-		}
-		return n, nil
-	})
-	if err != nil {
+	if err := c.Nodes.Requoted(ctx, id, s, set); err != nil {
 		c.Logger.Warn("what a node's TPM said could not be written down; trying again", "agent", id, "error", err)
 	}
 	return nil
@@ -110,7 +102,7 @@ type deviation struct{ by, reason string }
 func (d *deviation) Error() string { return d.reason }
 
 func drifted(format string, args ...any) error {
-	return &deviation{ByDrift, fmt.Sprintf(format, args...)}
+	return &deviation{nodes.ByDrift, fmt.Sprintf(format, args...)}
 }
 
 func wentBack(quoted, last *verify.Quoted) string {
@@ -120,7 +112,7 @@ func wentBack(quoted, last *verify.Quoted) string {
 
 // advanced is a state with the files that were measured since the one before.
 type advanced struct {
-	TPMState
+	nodes.TPMState
 	files []ima.Entry
 }
 
@@ -132,11 +124,11 @@ const (
 
 // advance returns the state after another quote of the same boot. The error is a *deviation if the
 // machine is not what it was, errReboot if it was booted meanwhile.
-func (s *TPMState) advance(quoted verify.Quoted, history tpm.History, log []byte) (*advanced, error) {
+func advance(s *nodes.TPMState, quoted verify.Quoted, history tpm.History, log []byte) (*advanced, error) {
 	next := &advanced{TPMState: *s}
 	switch {
 	case quoted.Before(&s.Quoted):
-		return nil, &deviation{ByClone, wentBack(&quoted, &s.Quoted)}
+		return nil, &deviation{nodes.ByClone, wentBack(&quoted, &s.Quoted)}
 	case !quoted.SameBoot(&s.Quoted):
 		return nil, errReboot
 	case quoted.Firmware != s.Quoted.Firmware:
