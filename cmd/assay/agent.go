@@ -8,12 +8,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	evidencepb "github.com/assay-id/assay/proto/evidence"
 )
 
 func (a *app) agentClient() (adminpb.AgentAdminClient, func(), error) {
-	conn, err := dial(a.agentSocket)
+	conn, err := cli.Dial(a.AgentSocket)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -33,7 +34,7 @@ func tierText(t evidencepb.Tier) string {
 }
 
 func (a *app) agent() *cobra.Command {
-	return group("agent", "The agent of this node", a.history(), &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Group("agent", "The agent of this node", a.history(), &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		client, done, err := a.agentClient()
 		if err != nil {
 			return err
@@ -43,8 +44,8 @@ func (a *app) agent() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(s, func(w io.Writer) {
-			fmt.Fprintf(w, "node\t%s until %s\ntier\t%s\nserver\tconnected=%v, view of revision %d from %s\n", s.AgentId, timeText(s.SvidExpiresAt), tierText(s.Tier), s.Connected, s.Revision, timeText(s.SyncedAt))
+		return a.Show(s, func(w io.Writer) {
+			fmt.Fprintf(w, "node\t%s until %s\ntier\t%s\nserver\tconnected=%v, view of revision %d from %s\n", s.AgentId, cli.TimeText(s.SvidExpiresAt), tierText(s.Tier), s.Connected, s.Revision, cli.TimeText(s.SyncedAt))
 			fmt.Fprintf(w, "entries\t%d\nsvids\t%d\nstreams\t%d\nlost events\t%d\nrefused tries\t%d\n", s.Entries, s.Svids, s.Streams, s.LostEvents, s.Refused)
 			for _, h := range s.Hooks {
 				fmt.Fprintf(w, "hook\t%s\t%s\t%s\n", h.Name, h.State, h.Detail)
@@ -65,7 +66,7 @@ func (a *app) explain() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(x, func(w io.Writer) { explainText(w, pid, x) })
+		return a.Show(x, func(w io.Writer) { explainText(w, pid, x) })
 	}}
 	c.Flags().Int32Var(&pid, "pid", 0, "process to explain")
 	if err := c.MarkFlagRequired("pid"); err != nil {

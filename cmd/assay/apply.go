@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	"github.com/assay-id/assay/cmd/config"
 )
 
@@ -39,10 +40,10 @@ type entryBlock struct {
 func (b *entryBlock) entry() (*types.Entry, error) {
 	e := &types.Entry{DnsNames: b.DNS, FederatesWith: b.Federates, Hint: b.Hint, Admin: b.Admin, Downstream: b.Downstream}
 	var err error
-	if e.SpiffeId, err = parseID(b.SPIFFEID); err != nil {
+	if e.SpiffeId, err = cli.ParseID(b.SPIFFEID); err != nil {
 		return nil, err
 	}
-	if e.ParentId, err = parseID(b.Parent); err != nil {
+	if e.ParentId, err = cli.ParseID(b.Parent); err != nil {
 		return nil, err
 	}
 	if b.X509TTL != "" {
@@ -63,7 +64,7 @@ func key(e *types.Entry) string {
 		sels = append(sels, s.Type+":"+s.Value)
 	}
 	slices.Sort(sels)
-	return idText(e.ParentId) + "\n" + idText(e.SpiffeId) + "\n" + strings.Join(slices.Compact(sels), "\n")
+	return cli.IDText(e.ParentId) + "\n" + cli.IDText(e.SpiffeId) + "\n" + strings.Join(slices.Compact(sels), "\n")
 }
 
 func (a *app) entryApply() *cobra.Command {
@@ -120,7 +121,7 @@ func (a *app) apply(c *cobra.Command, client entryv1.EntryClient, blocks []entry
 		}
 		done = append(done, applied{action, b.SPIFFEID, id})
 	}
-	return a.show(done, func(w io.Writer) {
+	return a.Show(done, func(w io.Writer) {
 		for _, d := range done {
 			fmt.Fprintf(w, "%s\t%s\t%s\n", d.Action, d.SPIFFEID, d.EntryID)
 		}
@@ -134,7 +135,7 @@ func applyOne(c *cobra.Command, client entryv1.EntryClient, want, have *types.En
 			return "", "", err
 		}
 		r := resp.Results[0]
-		return "created", r.Entry.GetId(), failed(idText(want.SpiffeId), r.Status)
+		return "created", r.Entry.GetId(), cli.Failed(cli.IDText(want.SpiffeId), r.Status)
 	}
 	merged := proto.CloneOf(have)
 	merged.X509SvidTtl, merged.DnsNames, merged.FederatesWith, merged.Hint = want.X509SvidTtl, want.DnsNames, want.FederatesWith, want.Hint
@@ -146,5 +147,5 @@ func applyOne(c *cobra.Command, client entryv1.EntryClient, want, have *types.En
 	if err != nil {
 		return "", "", err
 	}
-	return "updated", have.Id, failed(idText(want.SpiffeId), resp.Results[0].Status)
+	return "updated", have.Id, cli.Failed(cli.IDText(want.SpiffeId), resp.Results[0].Status)
 }

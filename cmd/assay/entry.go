@@ -14,11 +14,12 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	"github.com/assay-id/assay/selectors"
 )
 
 func (a *app) entry() *cobra.Command {
-	return group("entry", "Registration entries: which workloads may hold which identity",
+	return cli.Group("entry", "Registration entries: which workloads may hold which identity",
 		a.entryCreate(), a.entryShow(), a.entryUpdate(), a.entryDelete(), a.entryApply())
 }
 
@@ -58,12 +59,12 @@ func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, e
 	}
 	var err error
 	if mask.SpiffeId {
-		if e.SpiffeId, err = parseID(f.spiffeID); err != nil {
+		if e.SpiffeId, err = cli.ParseID(f.spiffeID); err != nil {
 			return nil, err
 		}
 	}
 	if mask.ParentId {
-		if e.ParentId, err = parseID(f.parentID); err != nil {
+		if e.ParentId, err = cli.ParseID(f.parentID); err != nil {
 			return nil, err
 		}
 	}
@@ -105,7 +106,7 @@ func selectorList(texts, binaries, parents []string) ([]*types.Selector, error) 
 }
 
 func (a *app) entryClient() (entryv1.EntryClient, func(), error) {
-	conn, err := dial(a.serverSocket)
+	conn, err := cli.Dial(a.ServerSocket)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,7 +135,7 @@ func (a *app) entryCreate() *cobra.Command {
 				return err
 			}
 			r := resp.Results[0]
-			if err := failed("entry was not created", r.Status); err != nil {
+			if err := cli.Failed("entry was not created", r.Status); err != nil {
 				if r.Status.Code == int32(codes.AlreadyExists) && r.Entry != nil {
 					return fmt.Errorf("%w; change it with: assay entry update %s …", err, r.Entry.Id)
 				}
@@ -195,12 +196,12 @@ func entryFilter(spiffeID, parentID string, sels []string) (*entryv1.ListEntries
 	f := &entryv1.ListEntriesRequest_Filter{}
 	var err error
 	if spiffeID != "" {
-		if f.BySpiffeId, err = parseID(spiffeID); err != nil {
+		if f.BySpiffeId, err = cli.ParseID(spiffeID); err != nil {
 			return nil, err
 		}
 	}
 	if parentID != "" {
-		if f.ByParentId, err = parseID(parentID); err != nil {
+		if f.ByParentId, err = cli.ParseID(parentID); err != nil {
 			return nil, err
 		}
 	}
@@ -248,7 +249,7 @@ func (a *app) entryUpdate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := failed("entry "+args[0]+" was not updated", resp.Results[0].Status); err != nil {
+			if err := cli.Failed("entry "+args[0]+" was not updated", resp.Results[0].Status); err != nil {
 				return err
 			}
 			return a.showEntries([]*types.Entry{resp.Results[0].Entry})
@@ -274,11 +275,11 @@ func (a *app) entryDelete() *cobra.Command {
 				return err
 			}
 			for _, r := range resp.Results {
-				if err := failed("entry "+r.Id+" was not deleted", r.Status); err != nil {
+				if err := cli.Failed("entry "+r.Id+" was not deleted", r.Status); err != nil {
 					return err
 				}
 			}
-			return a.show(resp, func(w io.Writer) {
+			return a.Show(resp, func(w io.Writer) {
 				for _, r := range resp.Results {
 					fmt.Fprintf(w, "deleted %s\n", r.Id)
 				}
@@ -288,9 +289,9 @@ func (a *app) entryDelete() *cobra.Command {
 }
 
 func (a *app) showEntries(entries []*types.Entry) error {
-	return a.show(messages(entries), func(w io.Writer) {
+	return a.Show(cli.Messages(entries), func(w io.Writer) {
 		for _, e := range entries {
-			fmt.Fprintf(w, "%s\n  entry\t%s, revision %d\n  parent\t%s\n", idText(e.SpiffeId), e.Id, e.RevisionNumber, idText(e.ParentId))
+			fmt.Fprintf(w, "%s\n  entry\t%s, revision %d\n  parent\t%s\n", cli.IDText(e.SpiffeId), e.Id, e.RevisionNumber, cli.IDText(e.ParentId))
 			for _, s := range e.Selectors {
 				fmt.Fprintf(w, "  selector\t%s:%s\n", s.Type, s.Value)
 			}
@@ -306,7 +307,7 @@ func (a *app) showEntries(entries []*types.Entry) error {
 				fmt.Fprintf(w, "  hint\t%s\n", e.Hint)
 			}
 			if e.ExpiresAt != 0 {
-				fmt.Fprintf(w, "  expires\t%s\n", timeText(e.ExpiresAt))
+				fmt.Fprintf(w, "  expires\t%s\n", cli.TimeText(e.ExpiresAt))
 			}
 			if e.Admin || e.Downstream {
 				fmt.Fprintf(w, "  rights\tadmin=%v downstream=%v\n", e.Admin, e.Downstream)

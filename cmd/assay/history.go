@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/cmd/assay/cli"
 )
 
 // history is `assay agent history`. It reads the files themselves: the agent need not run, and
@@ -41,11 +42,11 @@ func (a *app) history() *cobra.Command {
 		} else if err != nil {
 			return err
 		}
-		return a.show(s, func(w io.Writer) { historyText(w, s, len(anchors)) })
+		return a.Show(s, func(w io.Writer) { historyText(w, s, len(anchors)) })
 	}}
 	verify.Flags().StringVar(&dir, "data-dir", "/var/lib/assay/agent", "the agent's data_dir, or a copy of its deliveries.log files")
 	verify.Flags().StringSliceVar(&quoted, "quoted", nil, "COUNT:HEAD that the node's TPM vouched for (assay node show); the history must agree")
-	return group("history", "What this node's agent delivered", verify)
+	return cli.Group("history", "What this node's agent delivered", verify)
 }
 
 func historyText(w io.Writer, s history.Summary, anchors int) {

@@ -14,27 +14,19 @@ import (
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-)
 
-// onServer runs f with a connection to the server's admin socket.
-func (a *app) onServer(f func(conn *grpc.ClientConn) error) error {
-	conn, err := dial(a.serverSocket)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return f(conn)
-}
+	"github.com/assay-id/assay/cmd/assay/cli"
+)
 
 func (a *app) token() *cobra.Command {
 	var ttl time.Duration
 	var id, alias string
 	c := &cobra.Command{Use: "create", Short: "Makes a join token, which admits one node once", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return a.onServer(func(conn *grpc.ClientConn) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
 			req := &agentv1.CreateJoinTokenRequest{Ttl: int32(ttl / time.Second), Token: id}
 			if alias != "" {
 				var err error
-				if req.AgentId, err = parseID(alias); err != nil {
+				if req.AgentId, err = cli.ParseID(alias); err != nil {
 					return err
 				}
 			}
@@ -42,23 +34,23 @@ func (a *app) token() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(t, func(w io.Writer) { fmt.Fprintf(w, "Token: %s\n", t.Value) })
+			return a.Show(t, func(w io.Writer) { fmt.Fprintf(w, "Token: %s\n", t.Value) })
 		})
 	}}
 	c.Flags().DurationVar(&ttl, "ttl", 10*time.Minute, "how long the token can be used")
 	c.Flags().StringVar(&id, "token", "", "the token's text (default: random)")
 	c.Flags().StringVar(&alias, "spiffe-id", "", "a second name for the node, to be the parent of entries")
-	return group("token", "Join tokens for nodes without a TPM", c)
+	return cli.Group("token", "Join tokens for nodes without a TPM", c)
 }
 
 func (a *app) bundle() *cobra.Command {
-	return group("bundle", "The trust domain's authorities", &cobra.Command{Use: "show", Short: "Shows the bundle as PEM", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return a.onServer(func(conn *grpc.ClientConn) error {
+	return cli.Group("bundle", "The trust domain's authorities", &cobra.Command{Use: "show", Short: "Shows the bundle as PEM", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
 			b, err := bundlev1.NewBundleClient(conn).GetBundle(c.Context(), &bundlev1.GetBundleRequest{})
 			if err != nil {
 				return err
 			}
-			return a.show(b, func(w io.Writer) {
+			return a.Show(b, func(w io.Writer) {
 				for _, x := range b.X509Authorities {
 					_ = pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: x.Asn1})
 				}
@@ -68,8 +60,8 @@ func (a *app) bundle() *cobra.Command {
 }
 
 func (a *app) server() *cobra.Command {
-	return group("server", "The server", &cobra.Command{Use: "status", Short: "Tells how the server is", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return a.onServer(func(conn *grpc.ClientConn) error {
+	return cli.Group("server", "The server", &cobra.Command{Use: "status", Short: "Tells how the server is", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
 			info, err := debugv1.NewDebugClient(conn).GetInfo(c.Context(), &debugv1.GetInfoRequest{})
 			if err != nil {
 				return err
@@ -78,10 +70,10 @@ func (a *app) server() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(info, func(w io.Writer) {
+			return a.Show(info, func(w io.Writer) {
 				fmt.Fprintf(w, "health\t%s\nuptime\t%s\nnodes\t%d\nentries\t%d\n", h.Status, time.Duration(info.Uptime)*time.Second, info.AgentsCount, info.EntriesCount)
 				for _, s := range info.SvidChain {
-					fmt.Fprintf(w, "svid\t%s until %s\n", idText(s.Id), timeText(s.ExpiresAt))
+					fmt.Fprintf(w, "svid\t%s until %s\n", cli.IDText(s.Id), cli.TimeText(s.ExpiresAt))
 				}
 			})
 		})

@@ -15,6 +15,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/cmd/assay/cli"
 )
 
 // fetched is an X.509-SVID as printed; never its key.
@@ -58,7 +60,7 @@ func (a *app) fetch() *cobra.Command {
 	c := &cobra.Command{Use: "x509", Short: "Fetches this process's own X.509-SVIDs from the Workload API", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(c.Context(), timeout)
 		defer cancel()
-		x, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr(a.workloadSocket))
+		x, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr(a.WorkloadSocket))
 		if err != nil {
 			return err
 		}
@@ -68,11 +70,11 @@ func (a *app) fetch() *cobra.Command {
 			}
 		}
 		list := summary(x)
-		return a.show(list, func(w io.Writer) { fetchedText(w, list) })
+		return a.Show(list, func(w io.Writer) { fetchedText(w, list) })
 	}}
 	c.Flags().StringVar(&dir, "write", "", "folder to write svid.N.pem, svid.N.key and bundle.N.pem to")
 	c.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait")
-	return group("fetch", "What this process would receive as a workload", c)
+	return cli.Group("fetch", "What this process would receive as a workload", c)
 }
 
 // writeSVIDs writes keys with mode 0600, in the names of SPIRE's `api fetch x509 -write`.
@@ -99,7 +101,7 @@ func writeSVIDs(dir string, x *workloadapi.X509Context) error {
 
 func (a *app) watch() *cobra.Command {
 	return &cobra.Command{Use: "watch", Short: "Prints this process's identities and every change of them as it happens", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		client, err := workloadapi.New(c.Context(), workloadapi.WithAddr(a.workloadSocket))
+		client, err := workloadapi.New(c.Context(), workloadapi.WithAddr(a.WorkloadSocket))
 		if err != nil {
 			return err
 		}
@@ -116,7 +118,7 @@ type watcher struct{ a *app }
 
 func (w *watcher) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	list := summary(x)
-	if err := w.a.show(list, func(out io.Writer) {
+	if err := w.a.Show(list, func(out io.Writer) {
 		fmt.Fprintf(out, "%s\n", time.Now().UTC().Format("15:04:05.000"))
 		fetchedText(out, list)
 	}); err != nil {

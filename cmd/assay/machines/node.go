@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package machines is what operators do with machines: the nodes that the server knows, and TPMs.
+package machines
 
 import (
 	"context"
@@ -12,12 +13,22 @@ import (
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"google.golang.org/grpc"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	adminpb "github.com/assay-id/assay/proto/nodeadmin"
 )
 
+// Commands are `assay node` and `assay tpm`.
+func Commands(shared *cli.App) []*cobra.Command {
+	a := &app{shared}
+	return []*cobra.Command{a.node(), a.tpm()}
+}
+
+// app is what the commands share.
+type app struct{ *cli.App }
+
 // onNodes runs f with the server's service for nodes.
 func (a *app) onNodes(f func(client adminpb.NodeAdminClient) error) error {
-	return a.onServer(func(conn *grpc.ClientConn) error { return f(adminpb.NewNodeAdminClient(conn)) })
+	return a.OnServer(func(conn *grpc.ClientConn) error { return f(adminpb.NewNodeAdminClient(conn)) })
 }
 
 func (a *app) node() *cobra.Command {
@@ -28,7 +39,7 @@ func (a *app) node() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.show(n, func(w io.Writer) { showNode(w, n, c.Name() == "show") })
+				return a.Show(n, func(w io.Writer) { showNode(w, n, c.Name() == "show") })
 			})
 		}}
 	}
@@ -37,7 +48,7 @@ func (a *app) node() *cobra.Command {
 		c.Flags().StringVar(&why, "reason", "", "why, for the record and for the node's operator")
 		return c
 	}
-	return group("node", "The machines that were attested",
+	return cli.Group("node", "The machines that were attested",
 		a.nodeList(),
 		one("show", "Shows a node: its state and why, what was checked, and the selectors that it proved", func(ctx context.Context, client adminpb.NodeAdminClient, id string) (*adminpb.Node, error) {
 			return client.GetNode(ctx, &adminpb.GetNodeRequest{SpiffeId: id})
@@ -60,11 +71,11 @@ func (a *app) node() *cobra.Command {
 
 func (a *app) nodeEvict() *cobra.Command {
 	return &cobra.Command{Use: "evict SPIFFE-ID", Short: "Forgets a node; one that can attest anew does so at once", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		id, err := parseID(args[0])
+		id, err := cli.ParseID(args[0])
 		if err != nil {
 			return err
 		}
-		return a.onServer(func(conn *grpc.ClientConn) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
 			_, err := agentv1.NewAgentClient(conn).DeleteAgent(c.Context(), &agentv1.DeleteAgentRequest{Id: id})
 			return err
 		})
@@ -95,7 +106,7 @@ func (a *app) nodeList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(messages(nodes), func(w io.Writer) {
+		return a.Show(cli.Messages(nodes), func(w io.Writer) {
 			for _, n := range nodes {
 				showNode(w, n, false)
 			}
@@ -110,11 +121,11 @@ func (a *app) nodeList() *cobra.Command {
 
 func showNode(w io.Writer, n *adminpb.Node, all bool) {
 	fmt.Fprintf(w, "%s\n  state\t%s\n", n.SpiffeId, standingText(n.Standing))
-	fmt.Fprintf(w, "  attested\tby %s, %s\n", n.AttestationType, timeText(n.AttestedAt))
+	fmt.Fprintf(w, "  attested\tby %s, %s\n", n.AttestationType, cli.TimeText(n.AttestedAt))
 	if n.SvidSerial == "" {
 		fmt.Fprintln(w, "  svid\tnone")
 	} else {
-		fmt.Fprintf(w, "  svid\tserial %s, until %s\n", n.SvidSerial, timeText(n.SvidExpiresAt))
+		fmt.Fprintf(w, "  svid\tserial %s, until %s\n", n.SvidSerial, cli.TimeText(n.SvidExpiresAt))
 	}
 	if d := n.Device; d != nil {
 		fmt.Fprintf(w, "  inventory\t%s\n", deviceText(d))
@@ -133,12 +144,12 @@ func showNode(w io.Writer, n *adminpb.Node, all bool) {
 	if n.AgentVersion != "" {
 		fmt.Fprintf(w, "  agent\tversion %s\n", n.AgentVersion)
 	}
-	fmt.Fprintf(w, "  known\tsince %s\n", timeText(n.CreatedAt))
+	fmt.Fprintf(w, "  known\tsince %s\n", cli.TimeText(n.CreatedAt))
 	for i := len(n.History) - 1; i >= 0; i-- {
 		fmt.Fprintf(w, "  before\t%s\n", standingText(n.History[i]))
 	}
 	for _, v := range n.Vouched[max(0, len(n.Vouched)-vouchedShown):] {
-		fmt.Fprintf(w, "  delivered\t%d:%x by %s, vouched for by the TPM\n", v.Count, v.Head, timeText(v.At))
+		fmt.Fprintf(w, "  delivered\t%d:%x by %s, vouched for by the TPM\n", v.Count, v.Head, cli.TimeText(v.At))
 	}
 	for _, c := range n.Checks {
 		fmt.Fprintf(w, "  checked\t%s: %s\n", c.Name, c.Detail)
@@ -153,7 +164,7 @@ const vouchedShown = 3
 
 // standingText is "suspended since <time> by drift: <reason>".
 func standingText(s *adminpb.Standing) string {
-	text := s.GetState() + " since " + timeText(s.GetSince())
+	text := s.GetState() + " since " + cli.TimeText(s.GetSince())
 	if s.GetBy() != "" {
 		text += " by " + s.GetBy()
 	}
@@ -171,6 +182,6 @@ func deviceText(d *adminpb.Device) string {
 			parts = append(parts, p.name+" "+p.text)
 		}
 	}
-	parts = append(parts, "added "+timeText(d.AddedAt)+" by "+d.By)
+	parts = append(parts, "added "+cli.TimeText(d.AddedAt)+" by "+d.By)
 	return strings.Join(parts, ", ")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package machines
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	adminpb "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
@@ -30,7 +31,7 @@ func (a *app) tpmCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(resp, func(w io.Writer) { showFindings(w, resp) })
+			return a.Show(resp, func(w io.Writer) { showFindings(w, resp) })
 		})
 	}}
 	c.Flags().StringVar(&name, "group", "", "judge all nodes by this node_group (default: each by its own)")
@@ -85,7 +86,7 @@ func (a *app) tpmLearn() *cobra.Command {
 	c.Flags().StringVar(&path, "device", "/dev/tpmrm0", "the TPM")
 	c.Flags().StringVar(&golden, "golden", "golden.json", "file to write, for golden in a node_group")
 	c.Flags().StringVar(&list, "ima", "", "file to write the measured files to, for ima_allow in a node_group")
-	c.Flags().StringVar(&name, "name", hostname(), "what to call the machine")
+	c.Flags().StringVar(&name, "name", cli.Hostname(), "what to call the machine")
 	return c
 }
 

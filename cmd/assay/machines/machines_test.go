@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package machines
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/swtpmtest"
 )
@@ -21,7 +22,8 @@ func TestOnNode(t *testing.T) {
 	p := swtpmtest.New(t)
 	assay := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		c := root()
+		shared, c := cli.New("assay", "")
+		c.AddCommand(Commands(shared)...)
 		c.SetArgs(args)
 		c.SetOut(&out)
 		err := c.ExecuteContext(t.Context())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -19,15 +19,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// dial connects to an admin socket; the socket's file mode is the authentication.
-func dial(path string) (*grpc.ClientConn, error) {
+// Dial connects to an admin socket; the socket's file mode is the authentication.
+func Dial(path string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix:"+strings.TrimPrefix(path, "unix:"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
 }
 
-// show prints v as JSON, or calls text.
-func (a *app) show(v any, text func(w io.Writer)) error {
-	out := a.cmd.OutOrStdout()
-	if a.format != "json" {
+// Show prints v as JSON, or calls text.
+func (a *App) Show(v any, text func(w io.Writer)) error {
+	out := a.Command.OutOrStdout()
+	if a.Format != "json" {
 		tw := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 		text(tw)
 		return tw.Flush()
@@ -66,7 +66,8 @@ func marshal(v any) ([]byte, error) {
 	return json.MarshalIndent(v, "", "  ")
 }
 
-func messages[M proto.Message](ms []M) []proto.Message {
+// Messages are those of a list, for Show.
+func Messages[M proto.Message](ms []M) []proto.Message {
 	out := make([]proto.Message, len(ms))
 	for i, m := range ms {
 		out[i] = m
@@ -74,9 +75,11 @@ func messages[M proto.Message](ms []M) []proto.Message {
 	return out
 }
 
-func idText(id *types.SPIFFEID) string { return "spiffe://" + id.GetTrustDomain() + id.GetPath() }
+// IDText is the SPIFFE ID as people write it.
+func IDText(id *types.SPIFFEID) string { return "spiffe://" + id.GetTrustDomain() + id.GetPath() }
 
-func parseID(text string) (*types.SPIFFEID, error) {
+// ParseID reads what IDText writes.
+func ParseID(text string) (*types.SPIFFEID, error) {
 	rest, ok := strings.CutPrefix(text, "spiffe://")
 	td, path, _ := strings.Cut(rest, "/")
 	if !ok || td == "" {
@@ -88,23 +91,24 @@ func parseID(text string) (*types.SPIFFEID, error) {
 	return &types.SPIFFEID{TrustDomain: td, Path: path}, nil
 }
 
-// hostname of this machine, or a word in its place.
-func hostname() string {
+// Hostname of this machine, or a word in its place.
+func Hostname() string {
 	if name, err := os.Hostname(); err == nil {
 		return name
 	}
 	return "NAME"
 }
 
-func timeText(unix int64) string {
+// TimeText is Unix seconds in RFC 3339; 0 is "never".
+func TimeText(unix int64) string {
 	if unix == 0 {
 		return "never"
 	}
 	return time.Unix(unix, 0).UTC().Format(time.RFC3339)
 }
 
-// failed turns a batch item's status into an error.
-func failed(what string, s *types.Status) error {
+// Failed turns a batch item's status into an error.
+func Failed(what string, s *types.Status) error {
 	if s.GetCode() == int32(codes.OK) {
 		return nil
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package machines
 
 import (
 	"bytes"
@@ -17,12 +17,13 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
+	"github.com/assay-id/assay/cmd/assay/cli"
 	adminpb "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/tpm/device"
 )
 
 func (a *app) tpm() *cobra.Command {
-	return group("tpm", "TPMs: what this one is, and which ones the server lets in", a.tpmEK(), a.tpmLearn(), a.tpmCheck(), a.tpmRoots(), a.inventory())
+	return cli.Group("tpm", "TPMs: what this one is, and which ones the server lets in", a.tpmEK(), a.tpmLearn(), a.tpmCheck(), a.tpmRoots(), a.inventory())
 }
 
 // ekReport is what `assay tpm ek -o json` prints.
@@ -38,7 +39,7 @@ func (a *app) tpmEK() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(report, func(w io.Writer) {
+		return a.Show(report, func(w io.Writer) {
 			fmt.Fprintf(w, "ek hash\t%s\n", report.EKHash)
 			for _, cert := range report.Certificates {
 				fmt.Fprintf(w, "certificate\tserial %s, issued by %s\n", cert.Serial, cert.Issuer)
@@ -48,7 +49,7 @@ func (a *app) tpmEK() *cobra.Command {
 			} else {
 				fmt.Fprintln(w, "register\tthe maker's CA in ek_ca_path of the server's configuration; or this one TPM, on the server:")
 			}
-			fmt.Fprintf(w, "\tassay tpm inventory add %s --label %s\n", report.EKHash, hostname())
+			fmt.Fprintf(w, "\tassay tpm inventory add %s --label %s\n", report.EKHash, cli.Hostname())
 		})
 	}}
 	c.Flags().StringVar(&path, "device", "/dev/tpmrm0", "the TPM")
@@ -125,7 +126,7 @@ func (a *app) tpmRoots() *cobra.Command {
 				}
 				roots = append(roots, describe(cert))
 			}
-			return a.show(roots, func(w io.Writer) {
+			return a.Show(roots, func(w io.Writer) {
 				for _, r := range roots {
 					kind := "intermediate"
 					if r.Root {
@@ -142,7 +143,7 @@ func (a *app) tpmRoots() *cobra.Command {
 }
 
 func (a *app) inventory() *cobra.Command {
-	return group("inventory", "TPMs that may attest, whoever made them", a.inventoryAdd(), a.inventoryList(), a.inventoryRemove(), a.inventoryImport(), a.inventoryExport())
+	return cli.Group("inventory", "TPMs that may attest, whoever made them", a.inventoryAdd(), a.inventoryList(), a.inventoryRemove(), a.inventoryImport(), a.inventoryExport())
 }
 
 func (a *app) inventoryAdd() *cobra.Command {
@@ -192,7 +193,7 @@ func (a *app) inventoryList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(messages(devices), func(w io.Writer) {
+		return a.Show(cli.Messages(devices), func(w io.Writer) {
 			for _, d := range devices {
 				fmt.Fprintf(w, "%s\t%s\n", d.EkHash, deviceText(d))
 			}
@@ -243,8 +244,8 @@ func (a *app) inventoryExport() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if a.format == "json" {
-			return a.show(messages(devices), nil)
+		if a.Format == "json" {
+			return a.Show(cli.Messages(devices), nil)
 		}
 		return writeCSV(c.OutOrStdout(), devices)
 	}}
