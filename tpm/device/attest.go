@@ -88,7 +88,7 @@ func (d *Device) answer(key *Key, c tpm.Challenge, binding []byte) (e tpm.Eviden
 	}
 	defer d.mu.Unlock()
 	err = d.with([]*object{d.ak, d.ek}, func(l []loaded) error {
-		e.Secret, err = d.activate(l[0], l[1], c)
+		e.Secret, err = d.activate(l[0], l[1], c.CredentialBlob, c.EncryptedSecret)
 		return err
 	})
 	if err != nil {
@@ -123,13 +123,13 @@ func (d *Device) addLogs(e *tpm.Evidence) (err error) {
 
 // activate recovers the secret of a credential. The session that carries it is salted to the
 // EK, whose certificate the server verifies, and encrypted: a listener on the bus learns nothing.
-func (d *Device) activate(ak, ek loaded, c tpm.Challenge) ([]byte, error) {
+func (d *Device) activate(ak, ek loaded, blob, encrypted []byte) ([]byte, error) {
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek.public)
 	if err != nil {
 		return nil, fmt.Errorf("reading the endorsement key: %w", err)
 	}
 	if public.ObjectAttributes.UserWithAuth { // the high-range templates
-		return d.activateIn(tpm2.PasswordAuth(nil), ak, ek, public, c)
+		return d.activateIn(tpm2.PasswordAuth(nil), ak, ek, public, blob, encrypted)
 	}
 	policy, done, err := tpm2.PolicySession(d.tpm, tpm2.TPMAlgSHA256, 16)
 	if err != nil {
@@ -137,13 +137,13 @@ func (d *Device) activate(ak, ek loaded, c tpm.Challenge) ([]byte, error) {
 	}
 	var secret []byte
 	_, err = tpm2.PolicySecret{
-		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		AuthHandle:    d.endorsement.auth(),
 		PolicySession: policy.Handle(), NonceTPM: policy.NonceTPM(),
 	}.Execute(d.tpm)
 	if err != nil {
 		err = fmt.Errorf("TPM2_PolicySecret: %w", err)
 	} else {
-		secret, err = d.activateIn(policy, ak, ek, public, c)
+		secret, err = d.activateIn(policy, ak, ek, public, blob, encrypted)
 	}
 	if closing := done(); closing != nil && err == nil && !errors.Is(closing, tpm2.TPMRCHandle) {
 		return nil, fmt.Errorf("TPM2_FlushContext: %w", closing)
@@ -151,12 +151,12 @@ func (d *Device) activate(ak, ek loaded, c tpm.Challenge) ([]byte, error) {
 	return secret, err
 }
 
-func (d *Device) activateIn(auth tpm2.Session, ak, ek loaded, public *tpm2.TPMTPublic, c tpm.Challenge) ([]byte, error) {
+func (d *Device) activateIn(auth tpm2.Session, ak, ek loaded, public *tpm2.TPMTPublic, blob, encrypted []byte) ([]byte, error) {
 	r, err := tpm2.ActivateCredential{
 		ActivateHandle: ak.auth(),
 		KeyHandle:      tpm2.AuthHandle{Handle: ek.handle, Name: ek.name, Auth: auth},
-		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.CredentialBlob},
-		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: c.EncryptedSecret},
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encrypted},
 	}.Execute(d.tpm, tpm2.HMAC(tpm2.TPMAlgSHA256, 16, tpm2.Salted(ek.handle, *public), tpm2.AESEncryption(128, tpm2.EncryptInOut)))
 	if err != nil {
 		return nil, fmt.Errorf("TPM2_ActivateCredential: %w", err)

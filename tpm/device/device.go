@@ -6,8 +6,8 @@
 // objects or sessions is in the TPM. A TPM without a resource manager has three object slots;
 // no method needs more.
 //
-// Every key is a primary key of the endorsement hierarchy, made anew from its template when
-// needed: nothing about keys is stored on disk, and nothing can be copied. The attestation key
+// Every key but a DevID is a primary key of the endorsement hierarchy, made anew from its template
+// when needed: nothing about keys is stored on disk, and nothing can be copied. The attestation key
 // is there because attestations by a key of the owner hierarchy hide the reset counters and
 // the firmware version (TPM 2.0 Part 1, 31.5).
 package device
@@ -34,19 +34,22 @@ type Config struct {
 	// EK is the endorsement key that names the machine: "rsa2048", "ecc256" or "ecc384"; "" takes the
 	// first of tpm.EKProfiles that has a certificate.
 	EK string
+	// OwnerPassword and EndorsementPassword are of the hierarchies; most TPMs have none.
+	OwnerPassword, EndorsementPassword string
 	// Logs that go with the TPM; nil means MachineLogs(Path).
 	Logs *Logs
 }
 
 // Device is an open TPM. It is safe for concurrent use.
 type Device struct {
-	logs           Logs
-	program        programDigest
-	mu             sync.Mutex // the queue
-	tpm            transport.TPMCloser
-	ek, ak         *object
-	ekCertificates [][]byte
-	closed         bool
+	logs               Logs
+	program            programDigest
+	mu                 sync.Mutex // the queue
+	tpm                transport.TPMCloser
+	owner, endorsement hierarchy
+	ek, ak             *object
+	ekCertificates     [][]byte
+	closed             bool
 }
 
 // ErrClosed is returned by a Device, and by its keys, after Close.
@@ -65,7 +68,11 @@ func Open(ctx context.Context, c Config) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the TPM: %w", err)
 	}
-	d := &Device{tpm: t, logs: MachineLogs(c.Path)}
+	d := &Device{
+		tpm: t, logs: MachineLogs(c.Path),
+		owner:       hierarchy{"owner", tpm2.TPMRHOwner, []byte(c.OwnerPassword)},
+		endorsement: hierarchy{"endorsement", tpm2.TPMRHEndorsement, []byte(c.EndorsementPassword)},
+	}
 	if c.Logs != nil {
 		d.logs = *c.Logs
 	}

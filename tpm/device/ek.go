@@ -127,10 +127,9 @@ func (d *Device) readNV(index tpm2.TPMHandle) ([]byte, error) {
 		return nil, fmt.Errorf("TPM2_NV_ReadPublic: %w", err)
 	}
 	self := tpm2.AuthHandle{Handle: index, Name: r.NVName, Auth: tpm2.PasswordAuth(nil)}
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
 	auth := self
 	if !public.Attributes.AuthRead {
-		auth = owner
+		auth = d.owner.auth()
 	}
 	data := make([]byte, 0, public.DataSize)
 	for len(data) < int(public.DataSize) {

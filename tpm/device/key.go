@@ -61,24 +61,37 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 		return nil, err
 	}
 	defer k.device.mu.Unlock()
-	var signature *tpm2.TPMSSignatureECC
-	err := k.device.with([]*object{k.object}, func(l []loaded) error {
-		r, err := tpm2.Sign{
-			KeyHandle:  l[0].auth(),
-			Digest:     tpm2.TPM2BDigest{Buffer: digest},
-			InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-		}.Execute(k.device.tpm)
-		if err != nil {
-			return fmt.Errorf("TPM2_Sign: %w", err)
-		}
-		signature, err = r.Signature.Signature.ECDSA()
+	var signature []byte
+	err := k.device.with([]*object{k.object}, func(l []loaded) (err error) {
+		signature, err = k.device.sign(l[0], digest, tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull})
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("signing with a TPM key: %w", err)
 	}
-	return asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(signature.SignatureR.Buffer), new(big.Int).SetBytes(signature.SignatureS.Buffer),
-	})
+	return signature, nil
+}
+
+// sign signs by the key's own scheme and returns what crypto/x509 calls a signature: PKCS#1 v1.5, or
+// ECDSA in ASN.1.
+func (d *Device) sign(l loaded, digest []byte, ticket tpm2.TPMTTKHashCheck) ([]byte, error) {
+	r, err := tpm2.Sign{
+		KeyHandle: l.auth(), Digest: tpm2.TPM2BDigest{Buffer: digest},
+		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, Validation: ticket,
+	}.Execute(d.tpm)
+	if err != nil {
+		return nil, fmt.Errorf("TPM2_Sign: %w", err)
+	}
+	if r.Signature.SigAlg == tpm2.TPMAlgRSASSA {
+		s, err := r.Signature.Signature.RSASSA()
+		if err != nil {
+			return nil, fmt.Errorf("TPM2_Sign: %w", err)
+		}
+		return s.Sig.Buffer, nil
+	}
+	s, err := r.Signature.Signature.ECDSA()
+	if err != nil {
+		return nil, fmt.Errorf("TPM2_Sign: %w", err)
+	}
+	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(s.SignatureR.Buffer), new(big.Int).SetBytes(s.SignatureS.Buffer)})
 }

@@ -10,11 +10,14 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// object is a primary key of the endorsement hierarchy. It takes no slot in the TPM between
-// uses: its context is saved and loaded again, and if the TPM was restarted meanwhile, which
-// makes contexts void, the same key comes again from the same template.
+// object is a primary key of the endorsement hierarchy, or a key that another program made below
+// one of the owner hierarchy. It takes no slot in the TPM between uses: its context is saved and
+// loaded again, and if the TPM was restarted meanwhile, which makes contexts void, the same key
+// comes again from the same template.
 type object struct {
-	template tpm2.TPMTPublic
+	template tpm2.TPMTPublic // of the primary key: this one, or the parent
+	private  []byte          // only of a key that has a parent: what that parent alone can read
+	password []byte
 	public   []byte // TPMT_PUBLIC
 	name     tpm2.TPM2BName
 	context  *tpm2.TPMSContext
@@ -49,23 +52,63 @@ func (d *Device) load(o *object) (loaded, error) {
 
 // create makes the key in the TPM and fills in the object, or checks that it is still the same.
 func (d *Device) create(o *object) (loaded, error) {
-	r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(o.template)}.Execute(d.tpm)
-	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
-		return loaded{}, fmt.Errorf("TPM2_CreatePrimary: the endorsement hierarchy has a password; clear it (tpm2_changeauth -c e): %w", err)
+	if o.private != nil {
+		return d.loadBelow(o)
 	}
+	r, err := d.createPrimary(d.endorsement, o.template)
 	if err != nil {
-		return loaded{}, fmt.Errorf("TPM2_CreatePrimary: %w", err)
+		return loaded{}, err
 	}
 	l := loaded{o, r.ObjectHandle}
 	if o.public != nil && !bytes.Equal(o.public, r.OutPublic.Bytes()) {
 		return loaded{}, errors.Join(errors.New("the TPM now makes another key from the same template; its endorsement seed was changed, so restart the agent to attest anew"), d.flush(l))
 	}
-	saved, err := tpm2.ContextSave{SaveHandle: r.ObjectHandle}.Execute(d.tpm)
+	o.public, o.name = r.OutPublic.Bytes(), r.Name
+	return l, d.save(l)
+}
+
+// loadBelow gives a key to the TPM by way of its parent, which is made for that moment.
+func (d *Device) loadBelow(o *object) (loaded, error) {
+	parent, err := d.createPrimary(d.owner, o.template)
 	if err != nil {
-		return loaded{}, errors.Join(fmt.Errorf("TPM2_ContextSave: %w", err), d.flush(l))
+		return loaded{}, err
 	}
-	o.public, o.name, o.context = r.OutPublic.Bytes(), r.Name, &saved.Context
-	return l, nil
+	r, err := tpm2.Load{
+		ParentHandle: tpm2.AuthHandle{Handle: parent.ObjectHandle, Name: parent.Name, Auth: tpm2.PasswordAuth(nil)},
+		InPrivate:    tpm2.TPM2BPrivate{Buffer: o.private}, InPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](o.public),
+	}.Execute(d.tpm)
+	flushing := d.flush(loaded{handle: parent.ObjectHandle})
+	if err != nil {
+		return loaded{}, errors.Join(fmt.Errorf("TPM2_Load: %w", err), flushing)
+	}
+	o.name = r.Name
+	l := loaded{o, r.ObjectHandle}
+	if flushing != nil {
+		return loaded{}, errors.Join(flushing, d.flush(l))
+	}
+	return l, d.save(l)
+}
+
+// createPrimary makes a primary key.
+func (d *Device) createPrimary(h hierarchy, template tpm2.TPMTPublic) (*tpm2.CreatePrimaryResponse, error) {
+	r, err := tpm2.CreatePrimary{PrimaryHandle: h.auth(), InPublic: tpm2.New2B(template)}.Execute(d.tpm)
+	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
+		return nil, fmt.Errorf("TPM2_CreatePrimary: the %s hierarchy has another password; clear it (tpm2_changeauth -c %s), or set %s_hierarchy_password if this is for tpm_devid: %w", h.name, h.name[:1], h.name, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("TPM2_CreatePrimary: %w", err)
+	}
+	return r, nil
+}
+
+// save keeps the context of a key, whose slot is freed if that fails.
+func (d *Device) save(l loaded) error {
+	saved, err := tpm2.ContextSave{SaveHandle: l.handle}.Execute(d.tpm)
+	if err != nil {
+		return errors.Join(fmt.Errorf("TPM2_ContextSave: %w", err), d.flush(l))
+	}
+	l.context = &saved.Context
+	return nil
 }
 
 func (d *Device) flush(l loaded) error {
@@ -93,9 +136,20 @@ func (d *Device) with(objects []*object, f func(l []loaded) error) (err error) {
 	return f(ls)
 }
 
-// auth uses the loaded key with its empty password.
+// auth uses the loaded key with its password, which is empty for those that we make.
 func (l loaded) auth() tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: tpm2.PasswordAuth(nil)}
+	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: tpm2.PasswordAuth(l.password)}
+}
+
+// hierarchy is one of the TPM's, with the password that the configuration gives it.
+type hierarchy struct {
+	name     string
+	handle   tpm2.TPMHandle
+	password []byte
+}
+
+func (h hierarchy) auth() tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: h.handle, Auth: tpm2.PasswordAuth(h.password)}
 }
 
 // isTPMError tells an answer of the TPM from a failure to reach it.

@@ -15,7 +15,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
+	"encoding/pem"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +30,62 @@ import (
 	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
-// Agent is a node with a DevID.
-type Agent struct {
+// DevID is what an operator provisions a node with.
+type DevID struct {
+	// Public and Private are a key's blobs, without TPM2B sizes, as SPIRE's agent reads them.
+	Public, Private []byte
 	// Leaf is the DevID certificate, CA has issued it.
 	Leaf, CA *x509.Certificate
+}
+
+// UnderLockout makes wrong passwords of a key count.
+func UnderLockout(key *tpm2.TPMTPublic) { key.ObjectAttributes.NoDA = false }
+
+// Provision makes a DevID key (RSA, or ECC) below the TPM's storage root key, and a certificate for it.
+func Provision(t testing.TB, p *swtpmtest.TPM, ecc bool, password string, options ...func(*tpm2.TPMTPublic)) *DevID {
+	t.Helper()
+	a := connect(t, p)
+	key := rsaKey(false)
+	if ecc {
+		key = eccKey()
+	}
+	for _, o := range options {
+		o(&key)
+	}
+	parent := a.primary(tpm2.TPMRHOwner, storage(ecc))
+	defer a.flush(parent)
+	r, err := tpm2.Create{
+		ParentHandle: parent.auth(), InPublic: tpm2.New2B(key),
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: []byte(password)}}},
+	}.Execute(a.tpm)
+	check(t, err)
+	d := &DevID{Public: r.OutPublic.Bytes(), Private: r.OutPrivate.Buffer}
+	public, err := r.OutPublic.Contents()
+	check(t, err)
+	d.certify(t, public)
+	return d
+}
+
+// Files are paths of a DevID on a disk; the certificates are PEM.
+type Files struct{ Certificate, CA, Public, Private string }
+
+// Write writes the files.
+func (d *DevID) Write(t testing.TB, dir string) Files {
+	t.Helper()
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		check(t, os.WriteFile(path, data, 0o600))
+		return path
+	}
+	encode := func(c *x509.Certificate) []byte {
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	}
+	return Files{write("devid.pem", encode(d.Leaf)), write("devid-ca.pem", encode(d.CA)), write("devid.pub", d.Public), write("devid.priv", d.Private)}
+}
+
+// Agent is a node with a DevID.
+type Agent struct {
+	*DevID
 	// Payload may be altered before it is encoded.
 	Payload map[string]any
 
@@ -44,33 +99,62 @@ type primary struct {
 	public tpm2.TPMTPublic
 }
 
-// New makes EK, AK and a DevID key (RSA, or ECC) in the TPM, and a certificate for the latter.
+// New provisions a DevID (RSA, or ECC) and loads it, with EK and AK, for the time of the test.
 func New(t testing.TB, p *swtpmtest.TPM, ecc bool) *Agent {
 	t.Helper()
-	conn, err := linuxudstpm.Open(strings.TrimPrefix(p.Path, "unix:"))
-	check(t, err)
-	a := &Agent{t: t, tpm: conn}
+	d := Provision(t, p, ecc, "")
+	a := connect(t, p)
+	a.DevID = d
 	t.Cleanup(func() {
 		for _, h := range []primary{a.ek, a.ak, a.devid} {
-			_, err := tpm2.FlushContext{FlushHandle: h.Handle}.Execute(a.tpm)
-			check(t, err)
+			a.flush(h)
 		}
-		check(t, conn.Close())
 	})
+	a.devid = a.load(ecc)
 	a.ek = a.primary(tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate)
 	a.ak = a.primary(tpm2.TPMRHOwner, rsaKey(true))
-	key := rsaKey(false)
-	if ecc {
-		key = eccKey()
-	}
-	a.devid = a.primary(tpm2.TPMRHOwner, key)
-	a.certificates()
 	attest, signature := a.certify()
 	a.Payload = map[string]any{
-		"DevIDCert": [][]byte{a.Leaf.Raw}, "DevIDPub": tpm2.Marshal(a.devid.public), "EKCert": a.ekCertificate(), "EKPub": tpm2.Marshal(a.ek.public),
+		"DevIDCert": [][]byte{a.Leaf.Raw}, "DevIDPub": a.Public, "EKCert": a.ekCertificate(), "EKPub": tpm2.Marshal(a.ek.public),
 		"AKPub": tpm2.Marshal(a.ak.public), "CertifiedDevID": attest, "CertificationSignature": signature,
 	}
 	return a
+}
+
+func connect(t testing.TB, p *swtpmtest.TPM) *Agent {
+	t.Helper()
+	conn, err := linuxudstpm.Open(strings.TrimPrefix(p.Path, "unix:"))
+	check(t, err)
+	t.Cleanup(func() { check(t, conn.Close()) })
+	return &Agent{t: t, tpm: conn}
+}
+
+// load puts the DevID key into the TPM.
+func (a *Agent) load(ecc bool) primary {
+	a.t.Helper()
+	parent := a.primary(tpm2.TPMRHOwner, storage(ecc))
+	defer a.flush(parent)
+	r, err := tpm2.Load{ParentHandle: parent.auth(), InPrivate: tpm2.TPM2BPrivate{Buffer: a.Private}, InPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](a.Public)}.Execute(a.tpm)
+	check(a.t, err)
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](a.Public)
+	check(a.t, err)
+	return primary{tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name}, *public}
+}
+
+// storage is the template of the storage root key that SPIRE's agent takes for a DevID key of this kind.
+func storage(ecc bool) tpm2.TPMTPublic {
+	template := tpm2.RSASRKTemplate
+	if ecc {
+		template = tpm2.ECCSRKTemplate
+	}
+	template.Unique = tpm2.TPMUPublicID{}
+	return template
+}
+
+func (a *Agent) flush(p primary) {
+	a.t.Helper()
+	_, err := tpm2.FlushContext{FlushHandle: p.Handle}.Execute(a.tpm)
+	check(a.t, err)
 }
 
 // Open returns the encoded Payload.
@@ -133,23 +217,24 @@ func eccKey() tpm2.TPMTPublic {
 	}
 }
 
-func (a *Agent) certificates() {
-	a.t.Helper()
-	public, err := tpm2.Pub(a.devid.public)
-	check(a.t, err)
+// certify has a CA of its own certify the key.
+func (d *DevID) certify(t testing.TB, key *tpm2.TPMTPublic) {
+	t.Helper()
+	public, err := tpm2.Pub(*key)
+	check(t, err)
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(a.t, err)
+	check(t, err)
 	issue := func(template, parent *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
 		der, err := x509.CreateCertificate(rand.Reader, template, parent, public, caKey)
-		check(a.t, err)
+		check(t, err)
 		cert, err := x509.ParseCertificate(der)
-		check(a.t, err)
+		check(t, err)
 		return cert
 	}
 	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "devid ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	a.CA = issue(ca, ca, caKey.Public())
-	a.Leaf = issue(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node"}}, a.CA, public)
+	d.CA = issue(ca, ca, caKey.Public())
+	d.Leaf = issue(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node"}}, d.CA, public)
 }
 
 func (a *Agent) certify() (attest, signature []byte) {
