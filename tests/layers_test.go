@@ -17,7 +17,7 @@ const module = "github.com/assay-id/assay/"
 
 // layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
 var layers = [][]string{
-	{"selectors", "tpm", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
+	{"selectors", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/gate"},
 	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/wire"},
@@ -30,6 +30,10 @@ var allowed = map[string][]string{
 	"proto/agentadmin": {"proto/evidence"},
 	"bpf":              {"bpf/record"},
 	"server/api":       {"server/api/wire"},
+	// What a TPM and its logs are read with, and what their digests are.
+	"tpm/structures": {"tpm/octets"},
+	"tpm/eventlog":   {"tpm/octets", "selectors"},
+	"tpm/ima":        {"tpm/octets", "selectors"},
 }
 
 // only says which packages may import something, and why.
