@@ -37,45 +37,12 @@ import (
 const Type = "tpm_devid"
 
 const (
-	maxMessage   = 256 << 10 // bytes
-	maxChain     = 8         // certificates
+	maxChain     = 8 // certificates
 	maxRSABits   = 8192
 	nonceSize    = 32
 	secretSize   = sha256.Size // the digest of the EK's name algorithm
 	extensionSAN = "2.5.29.17"
 )
-
-// Payload is what the agent opens with. DevIDCert are DER certificates, the leaf first; the
-// public keys are TPMT_PUBLIC, CertifiedDevID is a TPMS_ATTEST, CertificationSignature a
-// TPMT_SIGNATURE by the AK.
-type Payload struct {
-	DevIDCert              [][]byte
-	DevIDPub               []byte
-	EKCert                 []byte
-	EKPub                  []byte
-	AKPub                  []byte
-	CertifiedDevID         []byte
-	CertificationSignature []byte
-}
-
-// Challenge asks for both proofs.
-type Challenge struct {
-	// DevID is to be signed by the DevID key, with SHA-256.
-	DevID          []byte
-	CredActivation *Credential
-}
-
-// Credential is MakeCredential's output, without the TPM2B sizes.
-type Credential struct {
-	Credential []byte
-	Secret     []byte
-}
-
-// Response answers a Challenge: a signature, and what ActivateCredential recovered.
-type Response struct {
-	DevID          []byte
-	CredActivation []byte
-}
 
 // Roots are whom the server trusts for DevID and for EK certificates.
 type Roots struct{ DevID, EK *x509.CertPool }
@@ -95,7 +62,7 @@ func Begin(roots Roots, payload []byte, now time.Time, random io.Reader) (*Sessi
 	if roots.DevID == nil || roots.EK == nil {
 		return nil, nil, fmt.Errorf("%w: no roots are configured", ErrServer) // nil would mean the system's
 	}
-	p, err := decode[Payload](payload)
+	p, err := Decode[Payload](payload)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -136,7 +103,7 @@ var ErrServer = errors.New("the server can not judge")
 
 // Finish judges the encoded response. A session serves once.
 func (s *Session) Finish(response []byte) error {
-	r, err := decode[Response](response)
+	r, err := Decode[Response](response)
 	if err != nil {
 		return err
 	}
@@ -156,16 +123,6 @@ func (s *Session) Finish(response []byte) error {
 		return errors.New("credential activation failed: the AK does not live in the TPM of the EK")
 	}
 	return nil
-}
-
-func decode[M Payload | Response](data []byte) (m M, err error) {
-	if len(data) > maxMessage {
-		return m, fmt.Errorf("%d bytes are over the limit of %d", len(data), maxMessage)
-	}
-	if err := json.Unmarshal(data, &m); err != nil {
-		return m, fmt.Errorf("unable to unmarshal: %w", err)
-	}
-	return m, nil
 }
 
 func (s *Session) judgeCertificate(roots *x509.CertPool, chain [][]byte, now time.Time) error {

@@ -30,7 +30,7 @@ func FuzzPayload(f *testing.F) {
 	}
 	leaf, none := &x509.Certificate{PublicKey: key.Public()}, x509.NewCertPool()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := decode[Payload](data)
+		p, err := Decode[Payload](data)
 		if err != nil {
 			return
 		}
