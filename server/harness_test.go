@@ -279,6 +279,19 @@ func (e *env) agentOf(svid *types.X509SVID, key *ecdsa.PrivateKey) *agent {
 	return &agent{svid.Id, cert, e.dial(cert)}
 }
 
+// watch opens a feed and says the first word.
+func (c *clients) watch(ctx context.Context, t *testing.T, first *nodev1.WatchRequest) nodev1.Node_WatchClient {
+	t.Helper()
+	stream, err := c.node.Watch(ctx)
+	if err == nil {
+		err = stream.Send(first)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
 func sid(path string) *types.SPIFFEID {
 	return &types.SPIFFEID{TrustDomain: "example.org", Path: path}
 }

@@ -25,10 +25,7 @@ func TestSuspension(t *testing.T) {
 	e := start(t, nil)
 	a := e.newAgent()
 	w := e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/w"), Selectors: sel("unix", "uid:0")})[0]
-	watch, err := a.node.Watch(t.Context(), &nodev1.WatchRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	watch := a.watch(t.Context(), t, &nodev1.WatchRequest{})
 	if _, err := watch.Recv(); err != nil {
 		t.Fatal(err)
 	}

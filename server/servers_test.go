@@ -36,10 +36,7 @@ func TestTwoServers(t *testing.T) {
 	// Attested by one, served by two at once: a token and a node are everybody's.
 	a := one.newAgent()
 	atTwo := two.dial(a.cert)
-	stream, err := atTwo.node.Watch(t.Context(), &nodev1.WatchRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := atTwo.watch(t.Context(), t, &nodev1.WatchRequest{})
 	if m, err := stream.Recv(); err != nil || !m.Full {
 		t.Fatalf("the first message from the other server: %v, %v", m, err)
 	}

@@ -3,6 +3,7 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
@@ -220,10 +221,7 @@ func TestWatch(t *testing.T) {
 	w := e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/w"), Selectors: sel("unix", "uid:7")})[0]
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	stream, err := a.node.Watch(ctx, &nodev1.WatchRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := a.watch(ctx, t, &nodev1.WatchRequest{})
 	recv := func() *nodev1.WatchResponse {
 		t.Helper()
 		m, err := stream.Recv()
@@ -249,8 +247,24 @@ func TestWatch(t *testing.T) {
 	if _, err := e.admin.entry.BatchDeleteEntry(ctx, &entryv1.BatchDeleteEntryRequest{Ids: []string{w.Id}}); err != nil {
 		t.Fatal(err)
 	}
-	if m := recv(); len(m.Removed) != 1 || m.Removed[0] != w.Id {
+	if m = recv(); len(m.Removed) != 1 || m.Removed[0] != w.Id {
 		t.Errorf("a deletion: %v", m)
+	}
+	// An agent that still has everything is sent the bundle only.
+	last := m
+	again := a.watch(ctx, t, &nodev1.WatchRequest{Resume: last.State})
+	if m, err := again.Recv(); err != nil || m.Full || len(m.Entries) != 0 || m.Bundle == nil || !bytes.Equal(m.State, last.State) {
+		t.Errorf("resumed: %v, %v", m, err)
+	}
+	w2 := e.create(&types.Entry{ParentId: a.id, SpiffeId: sid("/w2"), Selectors: sel("unix", "uid:7")})[0]
+	for _, s := range []nodev1.Node_WatchClient{stream, again} {
+		if m, err := s.Recv(); err != nil || m.Full || len(m.Entries) != 1 || m.Entries[0].Id != w2.Id {
+			t.Errorf("the next change: %v, %v", m, err)
+		}
+	}
+	late := a.watch(ctx, t, &nodev1.WatchRequest{Resume: last.State})
+	if m, err := late.Recv(); err != nil || !m.Full || len(m.Entries) != 1 {
+		t.Errorf("an agent that missed a change: %v, %v", m, err)
 	}
 	// A renewed SVID ends the stream of the old one gently.
 	key := newKey(t)
@@ -260,10 +274,8 @@ func TestWatch(t *testing.T) {
 	}
 	fresh := e.agentOf(renewed.Svid, key)
 	old := stream
-	if stream, err = fresh.node.Watch(ctx, &nodev1.WatchRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if m := recv(); !m.Full || len(m.Entries) != 0 {
+	stream = fresh.watch(ctx, t, &nodev1.WatchRequest{})
+	if m := recv(); !m.Full || len(m.Entries) != 1 {
 		t.Errorf("first message of the new stream: %v", m)
 	}
 	_, err = old.Recv()

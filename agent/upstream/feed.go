@@ -28,16 +28,19 @@ func (c *Client) follow(ctx context.Context, conn *grpc.ClientConn, back *backof
 		return err
 	}
 	c.spire.Store(true)
+	c.feedState = nil
 	c.cfg.Logger.Info("the server has SPIRE's services only: entries are polled, and it signs without evidence", "every", pollInterval)
 	return c.poll(ctx, conn, back)
 }
 
 // watch follows the feed into the sink until it breaks.
 func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
-	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, &nodepb.WatchRequest{}, grpc.MaxCallRecvMsgSize(maxFeedMessage))
+	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, grpc.MaxCallRecvMsgSize(maxFeedMessage))
 	if err != nil {
 		return verdict(err)
 	}
+	// An error of Send is io.EOF; Recv has the reason.
+	_ = stream.Send(&nodepb.WatchRequest{Resume: c.feedState})
 	for {
 		msg, err := stream.Recv()
 		if err != nil {
@@ -47,6 +50,10 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 		c.connected.Store(true)
 		if err := c.deliver(msg); err != nil {
 			return err
+		}
+		c.feedState = msg.State
+		if msg.Bundle != nil {
+			_ = stream.Send(&nodepb.WatchRequest{BundleSequence: msg.Bundle.SequenceNumber})
 		}
 	}
 }

@@ -180,7 +180,7 @@ func workload(id string) *types.Entry {
 		Selectors: []*types.Selector{{Type: "unix", Value: "uid:0"}}}
 }
 
-func (f *far) Watch(_ *nodepb.WatchRequest, st nodepb.Node_WatchServer) error {
+func (f *far) Watch(st nodepb.Node_WatchServer) error {
 	if err := st.Send(&nodepb.WatchResponse{Full: true, Entries: []*types.Entry{workload("pushed")}}); err != nil {
 		return err
 	}

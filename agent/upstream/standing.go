@@ -86,6 +86,7 @@ func newOutside() outside { return outside{back: backoff{first: time.Second, mos
 // and returns after how long to ask again. A node that can attest again does: that is the way back.
 func (c *Client) refused(o *outside, err error) time.Duration {
 	c.sink.Entries(true, nil, nil, 0)
+	c.feedState = nil
 	c.mu.Lock()
 	keep := c.node != nil && !c.node.reattestable
 	c.mu.Unlock()

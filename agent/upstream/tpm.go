@@ -5,8 +5,6 @@ package upstream
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
-	"errors"
 	"fmt"
 
 	"github.com/assay-id/assay/tpm"
@@ -14,28 +12,24 @@ import (
 )
 
 // TPM attests by the node's TPM: the endorsement key says which machine it is, a quote what
-// it booted, and the node's own key never leaves the TPM. Each attestation makes a new key.
+// it booted, and the node's own key never leaves the TPM.
 type TPM struct {
-	Device *device.Device
-	key    *device.Key
-	unique [32]byte // what key was made from
-	quoted bool     // the first challenge was answered; others ask for more of the IMA log
+	tpmKey
+	quoted bool // the first challenge was answered; others ask for more of the IMA log
 }
+
+// NewTPM attests by an open TPM.
+func NewTPM(d *device.Device) *TPM { return &TPM{tpmKey: tpmKey{device: d}} }
 
 // Type returns "tpm".
 func (t *TPM) Type() string { return tpm.AttestorType }
 
 // Begin makes a new key in the TPM and says hello.
 func (t *TPM) Begin(context.Context) ([]byte, crypto.Signer, error) {
-	var unique [32]byte
-	if _, err := rand.Read(unique[:]); err != nil {
-		return nil, nil, fmt.Errorf("random: %w", err)
-	}
-	key, err := t.Device.NewKey(unique)
-	if err != nil {
+	if err := t.make(); err != nil {
 		return nil, nil, err
 	}
-	hello, err := t.Device.Hello(key)
+	hello, err := t.device.Hello(t.key)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -43,8 +37,8 @@ func (t *TPM) Begin(context.Context) ([]byte, crypto.Signer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t.key, t.unique, t.quoted = key, unique, false
-	return payload, key, nil
+	t.quoted = false
+	return payload, t.key, nil
 }
 
 // Answer activates the credential, certifies the key, quotes and sends the logs. Each challenge
@@ -55,7 +49,7 @@ func (t *TPM) Answer(_ context.Context, challenge, binding []byte) ([]byte, erro
 		if err != nil {
 			return nil, err
 		}
-		c, err := t.Device.More(m)
+		c, err := t.device.More(m)
 		if err != nil {
 			return nil, err
 		}
@@ -65,7 +59,7 @@ func (t *TPM) Answer(_ context.Context, challenge, binding []byte) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	evidence, err := t.Device.Answer(t.key, c, binding)
+	evidence, err := t.device.Answer(t.key, c, binding)
 	if err != nil {
 		return nil, err
 	}
@@ -84,32 +78,9 @@ func (t *TPM) Requote(_ context.Context, key crypto.Signer, question, binding []
 	if err != nil {
 		return nil, err
 	}
-	a, err := t.Device.Requote(own, q, binding, history)
+	a, err := t.device.Requote(own, q, binding, history)
 	if err != nil {
 		return nil, err
 	}
 	return tpm.Encode(a)
-}
-
-// Save returns the 32 bytes from which the TPM, and only this TPM, makes the newest key
-// again. They are no secret.
-func (t *TPM) Save(key crypto.Signer) ([]byte, error) {
-	if key != crypto.Signer(t.key) {
-		return nil, errors.New("the node's key is not the newest key of the TPM")
-	}
-	return t.unique[:], nil
-}
-
-// Restore makes the key again.
-func (t *TPM) Restore(saved []byte) (crypto.Signer, error) {
-	if len(saved) != len(t.unique) {
-		return nil, fmt.Errorf("saved TPM key is %d bytes long, want %d", len(saved), len(t.unique))
-	}
-	unique := [32]byte(saved)
-	key, err := t.Device.NewKey(unique)
-	if err != nil {
-		return nil, err
-	}
-	t.key, t.unique = key, unique
-	return key, nil
 }

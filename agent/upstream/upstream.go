@@ -83,6 +83,7 @@ type Client struct {
 	connected atomic.Bool
 	spire     atomic.Bool // conn's server has SPIRE's services only
 	returns   bool        // the node was admitted in this run and can attest again; Run's own
+	feedState []byte      // names the entries that the sink has, for the server; Run's own
 }
 
 // node is the agent's own identity.

@@ -55,20 +55,29 @@ func (x *X509POP) Load() (tls.Certificate, error) {
 	if x.IntermediatesPath == "" {
 		return pair, nil
 	}
-	rest, err := os.ReadFile(x.IntermediatesPath)
+	more, err := readCertificates(x.IntermediatesPath)
 	if err != nil {
 		return pair, fmt.Errorf("x509pop: intermediates_path: %w", err)
 	}
-	found := false
-	for block, rest := pem.Decode(rest); block != nil; block, rest = pem.Decode(rest) {
+	pair.Certificate = append(pair.Certificate, more...)
+	return pair, nil
+}
+
+// readCertificates reads the PEM certificates in a file, at least one.
+func readCertificates(path string) (ders [][]byte, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type == "CERTIFICATE" {
-			pair.Certificate, found = append(pair.Certificate, block.Bytes), true
+			ders = append(ders, block.Bytes)
 		}
 	}
-	if !found {
-		return pair, fmt.Errorf("x509pop: intermediates_path %s holds no PEM certificates", x.IntermediatesPath)
+	if len(ders) == 0 {
+		return nil, fmt.Errorf("%s holds no PEM certificates", path)
 	}
-	return pair, nil
+	return ders, nil
 }
 
 // Answer proves possession of the certificate's key.

@@ -184,9 +184,14 @@ func (x *RequoteAnswer) GetPayload() []byte {
 }
 
 type WatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first request only: WatchResponse.state of the last response that the agent has put to use.
+	// If that is still the state of things, the first response is no full one and has no entries.
+	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Sequence number of the trust bundle that the agent now uses and hands to workloads.
+	BundleSequence uint64 `protobuf:"varint,2,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
@@ -219,18 +224,39 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 	return file_assay_node_node_proto_rawDescGZIP(), []int{3}
 }
 
+func (x *WatchRequest) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetBundleSequence() uint64 {
+	if x != nil {
+		return x.BundleSequence
+	}
+	return 0
+}
+
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// full: entries replaces everything the agent knew. Otherwise it is a delta.
+	// full: entries replaces everything the agent knew. Otherwise it is a delta. The first
+	// response of a stream is full unless the agent could resume.
 	Full bool `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
 	// Entries that are new or changed.
 	Entries []*types.Entry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
 	// IDs of entries that the agent is no longer authorised for.
 	Removed []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
-	// Set when the bundle is new or changed.
+	// Set when the bundle is new or changed, and always in the first response.
 	Bundle *types.Bundle `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	// Store revision that this message brings the agent to.
-	Revision      int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Bundles of foreign trust domains, new or changed. In the first response: all of them.
+	Federated []*types.Bundle `protobuf:"bytes,6,rep,name=federated,proto3" json:"federated,omitempty"`
+	// Names of foreign trust domains whose bundle the agent is to forget.
+	FederatedRemoved []string `protobuf:"bytes,7,rep,name=federated_removed,json=federatedRemoved,proto3" json:"federated_removed,omitempty"`
+	// Names the entries that the agent has with this response, for WatchRequest.resume; opaque.
+	State         []byte `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -298,6 +324,27 @@ func (x *WatchResponse) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *WatchResponse) GetFederated() []*types.Bundle {
+	if x != nil {
+		return x.Federated
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetFederatedRemoved() []string {
+	if x != nil {
+		return x.FederatedRemoved
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
 }
 
 type SignX509SVIDRequest struct {
@@ -414,11 +461,248 @@ func (x *SignX509SVIDResponse) GetSvid() *types.X509SVID {
 	return nil
 }
 
+type SignJWTSVIDRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	EntryId string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	// See SignX509SVIDRequest.
+	EntryRevision int64 `protobuf:"varint,2,opt,name=entry_revision,json=entryRevision,proto3" json:"entry_revision,omitempty"`
+	// At least one.
+	Audience      []string        `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
+	Facts         *evidence.Facts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTSVIDRequest) Reset() {
+	*x = SignJWTSVIDRequest{}
+	mi := &file_assay_node_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTSVIDRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTSVIDRequest) ProtoMessage() {}
+
+func (x *SignJWTSVIDRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTSVIDRequest.ProtoReflect.Descriptor instead.
+func (*SignJWTSVIDRequest) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SignJWTSVIDRequest) GetEntryId() string {
+	if x != nil {
+		return x.EntryId
+	}
+	return ""
+}
+
+func (x *SignJWTSVIDRequest) GetEntryRevision() int64 {
+	if x != nil {
+		return x.EntryRevision
+	}
+	return 0
+}
+
+func (x *SignJWTSVIDRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+func (x *SignJWTSVIDRequest) GetFacts() *evidence.Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+type SignJWTSVIDResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Svid          *types.JWTSVID         `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTSVIDResponse) Reset() {
+	*x = SignJWTSVIDResponse{}
+	mi := &file_assay_node_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTSVIDResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTSVIDResponse) ProtoMessage() {}
+
+func (x *SignJWTSVIDResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTSVIDResponse.ProtoReflect.Descriptor instead.
+func (*SignJWTSVIDResponse) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SignJWTSVIDResponse) GetSvid() *types.JWTSVID {
+	if x != nil {
+		return x.Svid
+	}
+	return nil
+}
+
+type SignWITSVIDRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	EntryId string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	// See SignX509SVIDRequest.
+	EntryRevision int64 `protobuf:"varint,2,opt,name=entry_revision,json=entryRevision,proto3" json:"entry_revision,omitempty"`
+	// PKIX, DER: the key whose holder the token names (cnf).
+	PublicKey []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// The JWS algorithm that the holder signs with, for example "ES256" (cnf.jwk.alg).
+	SigningAlgorithm string          `protobuf:"bytes,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"`
+	Facts            *evidence.Facts `protobuf:"bytes,5,opt,name=facts,proto3" json:"facts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SignWITSVIDRequest) Reset() {
+	*x = SignWITSVIDRequest{}
+	mi := &file_assay_node_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignWITSVIDRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignWITSVIDRequest) ProtoMessage() {}
+
+func (x *SignWITSVIDRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignWITSVIDRequest.ProtoReflect.Descriptor instead.
+func (*SignWITSVIDRequest) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SignWITSVIDRequest) GetEntryId() string {
+	if x != nil {
+		return x.EntryId
+	}
+	return ""
+}
+
+func (x *SignWITSVIDRequest) GetEntryRevision() int64 {
+	if x != nil {
+		return x.EntryRevision
+	}
+	return 0
+}
+
+func (x *SignWITSVIDRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *SignWITSVIDRequest) GetSigningAlgorithm() string {
+	if x != nil {
+		return x.SigningAlgorithm
+	}
+	return ""
+}
+
+func (x *SignWITSVIDRequest) GetFacts() *evidence.Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+type SignWITSVIDResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Svid          *types.WITSVID         `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignWITSVIDResponse) Reset() {
+	*x = SignWITSVIDResponse{}
+	mi := &file_assay_node_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignWITSVIDResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignWITSVIDResponse) ProtoMessage() {}
+
+func (x *SignWITSVIDResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignWITSVIDResponse.ProtoReflect.Descriptor instead.
+func (*SignWITSVIDResponse) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SignWITSVIDResponse) GetSvid() *types.WITSVID {
+	if x != nil {
+		return x.Svid
+	}
+	return nil
+}
+
 var File_assay_node_node_proto protoreflect.FileDescriptor
 
 const file_assay_node_node_proto_rawDesc = "" +
 	"\n" +
-	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1espire/api/types/x509svid.proto\"[\n" +
+	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1dspire/api/types/jwtsvid.proto\x1a\x1dspire/api/types/witsvid.proto\x1a\x1espire/api/types/x509svid.proto\"[\n" +
 	"\bStanding\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
@@ -426,24 +710,47 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\x0fRequoteQuestion\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\")\n" +
 	"\rRequoteAnswer\x12\x18\n" +
-	"\apayload\x18\x01 \x01(\fR\apayload\"\x0e\n" +
-	"\fWatchRequest\"\xbc\x01\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\"O\n" +
+	"\fWatchRequest\x12\x16\n" +
+	"\x06resume\x18\x01 \x01(\fR\x06resume\x12'\n" +
+	"\x0fbundle_sequence\x18\x02 \x01(\x04R\x0ebundleSequence\"\xb6\x02\n" +
 	"\rWatchResponse\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x120\n" +
 	"\aentries\x18\x02 \x03(\v2\x16.spire.api.types.EntryR\aentries\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12/\n" +
 	"\x06bundle\x18\x04 \x01(\v2\x17.spire.api.types.BundleR\x06bundle\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\x99\x01\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x125\n" +
+	"\tfederated\x18\x06 \x03(\v2\x17.spire.api.types.BundleR\tfederated\x12+\n" +
+	"\x11federated_removed\x18\a \x03(\tR\x10federatedRemoved\x12\x14\n" +
+	"\x05state\x18\b \x01(\fR\x05state\"\x99\x01\n" +
 	"\x13SignX509SVIDRequest\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
 	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12.\n" +
 	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"E\n" +
 	"\x14SignX509SVIDResponse\x12-\n" +
-	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid2\xf2\x01\n" +
-	"\x04Node\x12D\n" +
-	"\x05Watch\x12\x1b.assay.node.v1.WatchRequest\x1a\x1c.assay.node.v1.WatchResponse0\x01\x12W\n" +
-	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponse\x12K\n" +
+	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid\"\xa2\x01\n" +
+	"\x12SignJWTSVIDRequest\x12\x19\n" +
+	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
+	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x1a\n" +
+	"\baudience\x18\x03 \x03(\tR\baudience\x12.\n" +
+	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"C\n" +
+	"\x13SignJWTSVIDResponse\x12,\n" +
+	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.JWTSVIDR\x04svid\"\xd2\x01\n" +
+	"\x12SignWITSVIDRequest\x12\x19\n" +
+	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
+	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\x12+\n" +
+	"\x11signing_algorithm\x18\x04 \x01(\tR\x10signingAlgorithm\x12.\n" +
+	"\x05facts\x18\x05 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"C\n" +
+	"\x13SignWITSVIDResponse\x12,\n" +
+	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.WITSVIDR\x04svid2\xa0\x03\n" +
+	"\x04Node\x12F\n" +
+	"\x05Watch\x12\x1b.assay.node.v1.WatchRequest\x1a\x1c.assay.node.v1.WatchResponse(\x010\x01\x12W\n" +
+	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponse\x12T\n" +
+	"\vSignJWTSVID\x12!.assay.node.v1.SignJWTSVIDRequest\x1a\".assay.node.v1.SignJWTSVIDResponse\x12T\n" +
+	"\vSignWITSVID\x12!.assay.node.v1.SignWITSVIDRequest\x1a\".assay.node.v1.SignWITSVIDResponse\x12K\n" +
 	"\aRequote\x12\x1c.assay.node.v1.RequoteAnswer\x1a\x1e.assay.node.v1.RequoteQuestion(\x010\x01B&Z$github.com/assay-id/assay/proto/nodeb\x06proto3"
 
 var (
@@ -458,7 +765,7 @@ func file_assay_node_node_proto_rawDescGZIP() []byte {
 	return file_assay_node_node_proto_rawDescData
 }
 
-var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_assay_node_node_proto_goTypes = []any{
 	(*Standing)(nil),             // 0: assay.node.v1.Standing
 	(*RequoteQuestion)(nil),      // 1: assay.node.v1.RequoteQuestion
@@ -467,27 +774,42 @@ var file_assay_node_node_proto_goTypes = []any{
 	(*WatchResponse)(nil),        // 4: assay.node.v1.WatchResponse
 	(*SignX509SVIDRequest)(nil),  // 5: assay.node.v1.SignX509SVIDRequest
 	(*SignX509SVIDResponse)(nil), // 6: assay.node.v1.SignX509SVIDResponse
-	(*types.Entry)(nil),          // 7: spire.api.types.Entry
-	(*types.Bundle)(nil),         // 8: spire.api.types.Bundle
-	(*evidence.Facts)(nil),       // 9: assay.evidence.v1.Facts
-	(*types.X509SVID)(nil),       // 10: spire.api.types.X509SVID
+	(*SignJWTSVIDRequest)(nil),   // 7: assay.node.v1.SignJWTSVIDRequest
+	(*SignJWTSVIDResponse)(nil),  // 8: assay.node.v1.SignJWTSVIDResponse
+	(*SignWITSVIDRequest)(nil),   // 9: assay.node.v1.SignWITSVIDRequest
+	(*SignWITSVIDResponse)(nil),  // 10: assay.node.v1.SignWITSVIDResponse
+	(*types.Entry)(nil),          // 11: spire.api.types.Entry
+	(*types.Bundle)(nil),         // 12: spire.api.types.Bundle
+	(*evidence.Facts)(nil),       // 13: assay.evidence.v1.Facts
+	(*types.X509SVID)(nil),       // 14: spire.api.types.X509SVID
+	(*types.JWTSVID)(nil),        // 15: spire.api.types.JWTSVID
+	(*types.WITSVID)(nil),        // 16: spire.api.types.WITSVID
 }
 var file_assay_node_node_proto_depIdxs = []int32{
-	7,  // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
-	8,  // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
-	9,  // 2: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
-	10, // 3: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
-	3,  // 4: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
-	5,  // 5: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
-	2,  // 6: assay.node.v1.Node.Requote:input_type -> assay.node.v1.RequoteAnswer
-	4,  // 7: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
-	6,  // 8: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
-	1,  // 9: assay.node.v1.Node.Requote:output_type -> assay.node.v1.RequoteQuestion
-	7,  // [7:10] is the sub-list for method output_type
-	4,  // [4:7] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	11, // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
+	12, // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
+	12, // 2: assay.node.v1.WatchResponse.federated:type_name -> spire.api.types.Bundle
+	13, // 3: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	14, // 4: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
+	13, // 5: assay.node.v1.SignJWTSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	15, // 6: assay.node.v1.SignJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
+	13, // 7: assay.node.v1.SignWITSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	16, // 8: assay.node.v1.SignWITSVIDResponse.svid:type_name -> spire.api.types.WITSVID
+	3,  // 9: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
+	5,  // 10: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
+	7,  // 11: assay.node.v1.Node.SignJWTSVID:input_type -> assay.node.v1.SignJWTSVIDRequest
+	9,  // 12: assay.node.v1.Node.SignWITSVID:input_type -> assay.node.v1.SignWITSVIDRequest
+	2,  // 13: assay.node.v1.Node.Requote:input_type -> assay.node.v1.RequoteAnswer
+	4,  // 14: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
+	6,  // 15: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
+	8,  // 16: assay.node.v1.Node.SignJWTSVID:output_type -> assay.node.v1.SignJWTSVIDResponse
+	10, // 17: assay.node.v1.Node.SignWITSVID:output_type -> assay.node.v1.SignWITSVIDResponse
+	1,  // 18: assay.node.v1.Node.Requote:output_type -> assay.node.v1.RequoteQuestion
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_assay_node_node_proto_init() }
@@ -501,7 +823,7 @@ func file_assay_node_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_node_node_proto_rawDesc), len(file_assay_node_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

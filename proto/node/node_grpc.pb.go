@@ -26,6 +26,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Node_Watch_FullMethodName        = "/assay.node.v1.Node/Watch"
 	Node_SignX509SVID_FullMethodName = "/assay.node.v1.Node/SignX509SVID"
+	Node_SignJWTSVID_FullMethodName  = "/assay.node.v1.Node/SignJWTSVID"
+	Node_SignWITSVID_FullMethodName  = "/assay.node.v1.Node/SignWITSVID"
 	Node_Requote_FullMethodName      = "/assay.node.v1.Node/Requote"
 )
 
@@ -35,17 +37,23 @@ const (
 //
 // Node is served over mTLS; the caller must present an admitted agent's SVID.
 type NodeClient interface {
-	// Watch sends the entries that the agent is authorised for and the trust bundle, then
-	// every change of them as it happens. The first message has full = true.
+	// Watch sends the entries that the agent is authorised for, the trust bundle and those of the
+	// foreign trust domains that the entries federate with, then every change of them as it happens.
+	// The agent speaks first, and then once for each bundle that it has put to use: the servers sign with
+	// a new authority only when the connected agents know it.
 	// A stream ends with ABORTED when the server lost track (slow reader, rebuilt replica);
 	// the agent calls again.
-	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
 	// SignX509SVID derives selectors from the facts, checks that the entry is one of this
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
 	// An agent that attested by its TPM must have answered Requote lately, else UNAVAILABLE.
 	SignX509SVID(ctx context.Context, in *SignX509SVIDRequest, opts ...grpc.CallOption) (*SignX509SVIDResponse, error)
+	// SignJWTSVID and SignWITSVID do the same for a JWT-SVID and a WIT-SVID.
+	// UNIMPLEMENTED: this server signs none.
+	SignJWTSVID(ctx context.Context, in *SignJWTSVIDRequest, opts ...grpc.CallOption) (*SignJWTSVIDResponse, error)
+	SignWITSVID(ctx context.Context, in *SignWITSVIDRequest, opts ...grpc.CallOption) (*SignWITSVIDResponse, error)
 	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
 	// and stays open: the server asks, at once and then at intervals; the agent answers each
 	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
@@ -61,29 +69,43 @@ func NewNodeClient(cc grpc.ClientConnInterface) NodeClient {
 	return &nodeClient{cc}
 }
 
-func (c *nodeClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
+func (c *nodeClient) Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Node_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+type Node_WatchClient = grpc.BidiStreamingClient[WatchRequest, WatchResponse]
 
 func (c *nodeClient) SignX509SVID(ctx context.Context, in *SignX509SVIDRequest, opts ...grpc.CallOption) (*SignX509SVIDResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SignX509SVIDResponse)
 	err := c.cc.Invoke(ctx, Node_SignX509SVID_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) SignJWTSVID(ctx context.Context, in *SignJWTSVIDRequest, opts ...grpc.CallOption) (*SignJWTSVIDResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignJWTSVIDResponse)
+	err := c.cc.Invoke(ctx, Node_SignJWTSVID_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) SignWITSVID(ctx context.Context, in *SignWITSVIDRequest, opts ...grpc.CallOption) (*SignWITSVIDResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignWITSVIDResponse)
+	err := c.cc.Invoke(ctx, Node_SignWITSVID_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -109,17 +131,23 @@ type Node_RequoteClient = grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestio
 //
 // Node is served over mTLS; the caller must present an admitted agent's SVID.
 type NodeServer interface {
-	// Watch sends the entries that the agent is authorised for and the trust bundle, then
-	// every change of them as it happens. The first message has full = true.
+	// Watch sends the entries that the agent is authorised for, the trust bundle and those of the
+	// foreign trust domains that the entries federate with, then every change of them as it happens.
+	// The agent speaks first, and then once for each bundle that it has put to use: the servers sign with
+	// a new authority only when the connected agents know it.
 	// A stream ends with ABORTED when the server lost track (slow reader, rebuilt replica);
 	// the agent calls again.
-	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
 	// SignX509SVID derives selectors from the facts, checks that the entry is one of this
 	// agent's and that its selectors are all there, and signs.
 	// NOT_FOUND: the entry is not this agent's. FAILED_PRECONDITION: the facts do not satisfy
 	// the entry; the message names what is missing. INVALID_ARGUMENT: CSR or facts malformed.
 	// An agent that attested by its TPM must have answered Requote lately, else UNAVAILABLE.
 	SignX509SVID(context.Context, *SignX509SVIDRequest) (*SignX509SVIDResponse, error)
+	// SignJWTSVID and SignWITSVID do the same for a JWT-SVID and a WIT-SVID.
+	// UNIMPLEMENTED: this server signs none.
+	SignJWTSVID(context.Context, *SignJWTSVIDRequest) (*SignJWTSVIDResponse, error)
+	SignWITSVID(context.Context, *SignWITSVIDRequest) (*SignWITSVIDResponse, error)
 	// Requote is opened by agents that attested by their TPM, after Watch and on the same connection,
 	// and stays open: the server asks, at once and then at intervals; the agent answers each
 	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
@@ -135,11 +163,17 @@ type NodeServer interface {
 // pointer dereference when methods are called.
 type UnimplementedNodeServer struct{}
 
-func (UnimplementedNodeServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
+func (UnimplementedNodeServer) Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedNodeServer) SignX509SVID(context.Context, *SignX509SVIDRequest) (*SignX509SVIDResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignX509SVID not implemented")
+}
+func (UnimplementedNodeServer) SignJWTSVID(context.Context, *SignJWTSVIDRequest) (*SignJWTSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignJWTSVID not implemented")
+}
+func (UnimplementedNodeServer) SignWITSVID(context.Context, *SignWITSVIDRequest) (*SignWITSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignWITSVID not implemented")
 }
 func (UnimplementedNodeServer) Requote(grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]) error {
 	return status.Error(codes.Unimplemented, "method Requote not implemented")
@@ -166,15 +200,11 @@ func RegisterNodeServer(s grpc.ServiceRegistrar, srv NodeServer) {
 }
 
 func _Node_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(NodeServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+	return srv.(NodeServer).Watch(&grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Node_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+type Node_WatchServer = grpc.BidiStreamingServer[WatchRequest, WatchResponse]
 
 func _Node_SignX509SVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SignX509SVIDRequest)
@@ -190,6 +220,42 @@ func _Node_SignX509SVID_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(NodeServer).SignX509SVID(ctx, req.(*SignX509SVIDRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_SignJWTSVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignJWTSVIDRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).SignJWTSVID(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_SignJWTSVID_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).SignJWTSVID(ctx, req.(*SignJWTSVIDRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_SignWITSVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignWITSVIDRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).SignWITSVID(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_SignWITSVID_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).SignWITSVID(ctx, req.(*SignWITSVIDRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -212,12 +278,21 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "SignX509SVID",
 			Handler:    _Node_SignX509SVID_Handler,
 		},
+		{
+			MethodName: "SignJWTSVID",
+			Handler:    _Node_SignJWTSVID_Handler,
+		},
+		{
+			MethodName: "SignWITSVID",
+			Handler:    _Node_SignWITSVID_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _Node_Watch_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "Requote",

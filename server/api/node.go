@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -30,10 +29,15 @@ type nodeService struct {
 
 // Watch pushes the caller's entries and the trust bundle, and ends when the caller is no
 // longer admitted.
-func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServer) error {
+func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
 	ctx, leave := s.whileAdmitted(stream.Context())
 	defer leave()
-	deltas := s.deltas(ctx, gate.CallerOf(ctx).ID)
+	defer s.acknowledged(gate.CallerOf(ctx).ID, first.BundleSequence, stream)()
+	deltas := s.deltas(ctx, gate.CallerOf(ctx).ID, first.Resume)
 	var bundleChanged <-chan struct{} // nil until the first, full message
 	var revision int64
 	for {
@@ -46,7 +50,7 @@ func (s *nodeService) Watch(_ *nodev1.WatchRequest, stream nodev1.Node_WatchServ
 				return watchError(d.err)
 			}
 			msg, revision = wire.Delta(d.Delta), d.Revision
-			if d.Full {
+			if bundleChanged == nil {
 				msg.Bundle, bundleChanged = s.bundle()
 			}
 		case <-bundleChanged:
@@ -125,8 +129,9 @@ type deltaOrError struct {
 }
 
 // deltas reads the agent's feed until the context ends.
-func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID) <-chan deltaOrError {
+func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID, resume []byte) <-chan deltaOrError {
 	feed := s.cfg.Entries.Subscribe(agent, func() selectors.Set { return s.nodeSelectors(agent) })
+	feed.Resume(resume)
 	out := make(chan deltaOrError)
 	go func() {
 		defer feed.Close()
@@ -177,49 +182,4 @@ func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVID
 	}
 	s.issued(e, agent, chain[0], facts.Tier.String(), "pid", facts.Process.TGID, "exec_id", facts.Process.ExecID, "boot_id", facts.Process.BootID, "executable", facts.Executable.Path, "sha256", facts.Executable.SHA256)
 	return &nodev1.SignX509SVIDResponse{Svid: wire.SVID(e.SPIFFEID, chain)}, nil
-}
-
-// watchers are the open Watch streams, by agent.
-type watchers struct {
-	stopped chan struct{}
-	once    sync.Once
-
-	mu      sync.Mutex
-	byAgent map[spiffeid.ID]map[chan struct{}]bool
-}
-
-func newWatchers() *watchers {
-	return &watchers{stopped: make(chan struct{}), byAgent: map[spiffeid.ID]map[chan struct{}]bool{}}
-}
-
-func (w *watchers) enter(agent spiffeid.ID) (changed <-chan struct{}, leave func()) {
-	ch := make(chan struct{}, 1)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.byAgent[agent] == nil {
-		w.byAgent[agent] = map[chan struct{}]bool{}
-	}
-	w.byAgent[agent][ch] = true
-	return ch, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.byAgent[agent], ch)
-		if len(w.byAgent[agent]) == 0 {
-			delete(w.byAgent, agent)
-		}
-	}
-}
-
-func (w *watchers) stop() { w.once.Do(func() { close(w.stopped) }) }
-
-// NodeChanged makes the agent's open streams check that it is still admitted.
-func (s *Server) NodeChanged(agent spiffeid.ID) {
-	s.watchers.mu.Lock()
-	defer s.watchers.mu.Unlock()
-	for ch := range s.watchers.byAgent[agent] {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
-	}
 }

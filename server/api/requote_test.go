@@ -188,8 +188,9 @@ func TestRequoteSuspends(t *testing.T) {
 		}
 		return &nodes.DeniedError{Agent: id, Reason: nodes.Suspended, Detail: "PCR 10 moved"}
 	}
-	watch, err := s.client.Watch(t.Context(), &nodev1.WatchRequest{})
+	watch, err := s.client.Watch(t.Context())
 	must(t, watch, err)
+	must(t, 0, watch.Send(&nodev1.WatchRequest{}))
 	must2 := func(_ any, err error) { must(t, 0, err) }
 	must2(watch.Recv())
 	stream, err := s.client.Requote(t.Context())

@@ -3,7 +3,11 @@
 package entries
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strings"
@@ -31,6 +35,8 @@ type Delta struct {
 	Removed []string
 	// Revision of the store that the reader has now.
 	Revision int64
+	// State names the entries that the reader has now, for Resume; equal on every server.
+	State []byte
 }
 
 // Empty reports whether a delta says nothing.
@@ -44,6 +50,7 @@ type Feed struct {
 	node    func() selectors.Set
 	dirty   chan struct{}
 	sent    map[string]*record // by id; nil before the first Delta
+	resume  []byte
 	parents map[spiffeid.ID]bool
 }
 
@@ -79,7 +86,11 @@ func (r *Registry) NodeChanged(agent spiffeid.ID) {
 	}
 }
 
-// Next waits for a change and returns it.
+// Resume says that the reader still has what the Delta of this State brought it to. If that is the
+// state of things, the first Delta is empty and not full. Call it before Next.
+func (f *Feed) Resume(state []byte) { f.resume = state }
+
+// Next waits for a change and returns it; the first Delta comes at once.
 func (f *Feed) Next(ctx context.Context) (Delta, error) {
 	for {
 		select {
@@ -89,14 +100,15 @@ func (f *Feed) Next(ctx context.Context) (Delta, error) {
 		case <-ctx.Done():
 			return Delta{}, ctx.Err()
 		}
-		if f.sent != nil {
+		first := f.sent == nil
+		if !first {
 			time.Sleep(coalesce)
 			select { // what came meanwhile is in the state that diff reads
 			case <-f.dirty:
 			default:
 			}
 		}
-		if d := f.diff(); !d.Empty() {
+		if d := f.diff(); first || !d.Empty() {
 			return d, nil
 		}
 	}
@@ -121,12 +133,16 @@ func (f *Feed) diff() Delta {
 	f.r.feeds.mu.Unlock()
 	f.r.mu.RUnlock()
 
-	d := Delta{Full: f.sent == nil, Revision: revision}
-	have := make(map[string]*record, len(found))
+	d := Delta{Full: f.sent == nil, Revision: revision, State: found.state()}
+	if d.Full && bytes.Equal(f.resume, d.State) {
+		d.Full = false
+		f.sent = found.byID()
+		return d
+	}
+	have := found.byID()
 	var changed records
-	for _, rec := range found {
-		have[rec.entry.ID] = rec
-		if f.sent[rec.entry.ID] != rec {
+	for id, rec := range have {
+		if f.sent[id] != rec {
 			changed = append(changed, rec)
 		}
 	}
@@ -139,6 +155,25 @@ func (f *Feed) diff() Delta {
 	d.Put = changed.inOrder()
 	f.sent = have
 	return d
+}
+
+func (rs records) byID() map[string]*record {
+	m := make(map[string]*record, len(rs))
+	for _, rec := range rs {
+		m[rec.entry.ID] = rec
+	}
+	return m
+}
+
+// state is the sum, modulo 2 by bit, of a hash of each record's key and revision: the order of
+// records does not matter.
+func (rs records) state() []byte {
+	sum := make([]byte, sha256.Size)
+	for _, rec := range rs {
+		h := sha256.Sum256(binary.BigEndian.AppendUint64([]byte(rec.key), uint64(rec.revision)))
+		subtle.XORBytes(sum, sum, h[:])
+	}
+	return sum
 }
 
 func (f *Feed) wake() {

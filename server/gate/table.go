@@ -63,6 +63,8 @@ var permissions = map[string]access{
 
 	"/assay.node.v1.Node/Watch":        agent,
 	"/assay.node.v1.Node/SignX509SVID": agent,
+	"/assay.node.v1.Node/SignJWTSVID":  agent,
+	"/assay.node.v1.Node/SignWITSVID":  agent,
 	"/assay.node.v1.Node/Requote":      agent,
 
 	"/assay.nodeadmin.v1.NodeAdmin/ListNodes":       operators,
@@ -99,6 +101,9 @@ var unsupported = map[string]string{
 	"/spire.api.server.svid.v1.SVID/MintWITSVID":         noWIT,
 	"/spire.api.server.svid.v1.SVID/BatchNewWITSVID":     noWIT,
 	"/spire.api.server.svid.v1.SVID/NewDownstreamX509CA": noNesting,
+
+	"/assay.node.v1.Node/SignJWTSVID": noJWT,
+	"/assay.node.v1.Node/SignWITSVID": noWIT,
 
 	"/spire.api.server.bundle.v1.Bundle/AppendBundle":               noAppend,
 	"/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority":        noNesting,

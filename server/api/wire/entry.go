@@ -127,5 +127,5 @@ func Revision(e *selectors.Entry) *entryv1.EntryRevision {
 
 // Delta returns what an agent's feed pushes, with whole entries.
 func Delta(d entries.Delta) *nodev1.WatchResponse {
-	return &nodev1.WatchResponse{Full: d.Full, Entries: Entries(d.Put, nil), Removed: d.Removed, Revision: d.Revision}
+	return &nodev1.WatchResponse{Full: d.Full, Entries: Entries(d.Put, nil), Removed: d.Removed, Revision: d.Revision, State: d.State}
 }
