@@ -83,7 +83,7 @@ func (n *node) certify(e *tpm.Evidence, ak, key object, q []byte) {
 
 func (n *node) quote(e *tpm.Evidence, ak object, q []byte, pcrs []int) {
 	n.t.Helper()
-	r, err := tpm2.Quote{SignHandle: ak.auth(), QualifyingData: tpm2.TPM2BData{Buffer: q}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, PCRSelect: selectionOf(pcrs)}.Execute(n.raw)
+	r, err := tpm2.Quote{SignHandle: ak.auth(), QualifyingData: tpm2.TPM2BData{Buffer: q}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bitmap(pcrs)}}}}.Execute(n.raw)
 	n.ok(err)
 	e.Quote, e.QuoteSignature = r.Quoted.Bytes(), tpm2.Marshal(r.Signature)
 }
@@ -92,7 +92,7 @@ func (n *node) spki(public []byte) []byte {
 	n.t.Helper()
 	p, err := parsePublic(public)
 	n.ok(err)
-	spki, err := x509.MarshalPKIXPublicKey(p.key)
+	spki, err := x509.MarshalPKIXPublicKey(p.Key)
 	n.ok(err)
 	return spki
 }
@@ -298,7 +298,7 @@ func TestEKCertificateProfile(t *testing.T) {
 	n.ok(err)
 	with := func(alter func(*x509.Certificate)) tpm.Hello {
 		h := n.hello
-		h.EKCertificates = [][]byte{authority.issue(t, ek.key, alter)}
+		h.EKCertificates = [][]byte{authority.issue(t, ek.Key, alter)}
 		return h
 	}
 	s, _ := n.begin(with(func(*x509.Certificate) {}))
@@ -334,7 +334,7 @@ func TestECCEndorsementKey(t *testing.T) {
 	public, err := parsePublic(ek.public)
 	n.ok(err)
 	n.flush(ek)
-	cert := append(authority.issue(t, public.key, func(*x509.Certificate) {}), make([]byte, 300)...)
+	cert := append(authority.issue(t, public.Key, func(*x509.Certificate) {}), make([]byte, 300)...)
 	n.undefine(0x01c00002)
 	n.define(0x01c0000a, cert)
 

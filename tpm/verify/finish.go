@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/structures"
 )
 
 // Proof is what Finish judges.
@@ -50,7 +51,7 @@ func (s *Session) Finish(p Proof, now time.Time) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	if c := certified.ClockInfo; c.ResetCount != quoted.ResetCount || c.RestartCount != quoted.RestartCount {
+	if certified.ResetCount != quoted.ResetCount || certified.RestartCount != quoted.RestartCount {
 		return Verdict{}, refuse(checkBoot, "the TPM was reset between certify and quote; begin again")
 	}
 	s.pass(checkBoot, "reset count %d, restart count %d", quoted.ResetCount, quoted.RestartCount)
@@ -63,7 +64,7 @@ func (s *Session) Finish(p Proof, now time.Time) (Verdict, error) {
 }
 
 func (s *Session) judgeSecrets(e tpm.Evidence, csrKey crypto.PublicKey) error {
-	if k, ok := s.key.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || csrKey == nil || !k.Equal(csrKey) {
+	if k, ok := s.key.Key.(interface{ Equal(crypto.PublicKey) bool }); !ok || csrKey == nil || !k.Equal(csrKey) {
 		return refuse(checkCSR, "the CSR is for another key than the TPM key that was announced")
 	}
 	s.pass(checkCSR, "the CSR is for the key in the TPM")
@@ -74,16 +75,12 @@ func (s *Session) judgeSecrets(e tpm.Evidence, csrKey crypto.PublicKey) error {
 	return nil
 }
 
-func (s *Session) judgeCertify(e tpm.Evidence, q []byte) (*tpm2.TPMSAttest, error) {
+func (s *Session) judgeCertify(e tpm.Evidence, q []byte) (*structures.Attest, error) {
 	a, err := verifyAttest(s.ak, e.Certify, e.CertifySignature, tpm2.TPMSTAttestCertify, q)
 	if err != nil {
 		return nil, refuse(checkCertify, "the certification of the agent's key: %v", err)
 	}
-	info, err := a.Attested.Certify()
-	if err != nil {
-		return nil, refuse(checkCertify, "the certification of the agent's key: %v", err)
-	}
-	if !bytes.Equal(info.Name.Buffer, s.key.name) {
+	if !bytes.Equal(a.Name, s.key.Name) {
 		return nil, refuse(checkCertify, "the certification is about another key than the agent's")
 	}
 	s.progress.Facts.KeyResident = true

@@ -12,6 +12,7 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/structures"
 )
 
 // Quoted is what a quote said, signed by the attestation key.
@@ -45,13 +46,13 @@ func (q *Quoted) Before(other *Quoted) bool {
 }
 
 // AK is the attestation key of an agent whose attestation vouched for it.
-type AK struct{ public *publicArea }
+type AK struct{ public *structures.Public }
 
 // ParseAK reads Verdict.AK.
 func ParseAK(public []byte) (*AK, error) {
 	p, err := parsePublic(public)
 	if err == nil {
-		err = p.checkSigningKey(true)
+		err = checkSigningKey(p, true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the attestation key that was kept: %w", err)
@@ -77,22 +78,18 @@ func judgeBinding(binding []byte) error {
 }
 
 // judgeQuote checks everything about a quote except what its PCRs mean. pass is told of each check.
-func judgeQuote(ak *publicArea, m tpm.Quoted, pcrs []int, q []byte, pass func(check, format string, args ...any)) (Quoted, error) {
+func judgeQuote(ak *structures.Public, m tpm.Quoted, pcrs []int, q []byte, pass func(check, format string, args ...any)) (Quoted, error) {
 	a, err := verifyAttest(ak, m.Quote, m.QuoteSignature, tpm2.TPMSTAttestQuote, q)
-	if err != nil {
-		return Quoted{}, refuse(checkQuote, "the quote: %v", err)
-	}
-	info, err := a.Attested.Quote()
 	if err != nil {
 		return Quoted{}, refuse(checkQuote, "the quote: %v", err)
 	}
 	pass(checkQuote, "made by the TPM for this challenge")
 	// Only the endorsement hierarchy shows its keys the true counters and firmware version.
-	if !bytes.Equal(a.QualifiedSigner.Buffer, ak.qualifiedName()) {
+	if !bytes.Equal(a.QualifiedSigner, qualifiedName(ak)) {
 		return Quoted{}, refuse(checkHierarchy, "the attestation key is not a primary key of the endorsement hierarchy, so the TPM hides its counters from it")
 	}
 	pass(checkHierarchy, "primary key of the endorsement hierarchy: counters and firmware version are true")
-	if !isSelection(info.PCRSelect, pcrs) {
+	if !isSelection(a.Selections, pcrs) {
 		return Quoted{}, refuse(checkSelection, "the quote is about other PCRs than %v", pcrs)
 	}
 	pass(checkSelection, "SHA-256 PCRs %s", strings.Trim(fmt.Sprint(pcrs), "[]"))
@@ -106,10 +103,9 @@ func judgeQuote(ak *publicArea, m tpm.Quoted, pcrs []int, q []byte, pass func(ch
 		h.Write(v)
 		values[n] = selectors.Digest(v)
 	}
-	if len(m.PCRValues) != len(pcrs) || !bytes.Equal(h.Sum(nil), info.PCRDigest.Buffer) {
+	if len(m.PCRValues) != len(pcrs) || !bytes.Equal(h.Sum(nil), a.PCRDigest) {
 		return Quoted{}, refuse(checkPCRs, "the PCR values are not the quoted ones")
 	}
 	pass(checkPCRs, "%d PCR values are the quoted ones", len(values))
-	c := a.ClockInfo
-	return Quoted{c.ResetCount, c.RestartCount, c.Clock, a.FirmwareVersion, values}, nil
+	return Quoted{a.ResetCount, a.RestartCount, a.Clock, a.Firmware, values}, nil
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/eventlog"
 	"github.com/assay-id/assay/tpm/ima"
+	"github.com/assay-id/assay/tpm/structures"
 )
 
 // SessionLifetime is how long a challenge may be answered.
@@ -63,7 +64,7 @@ type Session struct {
 	pcrs     []int
 	nonce    []byte
 	secret   []byte
-	ak, key  *publicArea
+	ak, key  *structures.Public
 	spki     []byte // of key
 	progress Verdict
 }
@@ -80,7 +81,7 @@ func Begin(p *Policy, h tpm.Hello, now time.Time, rand io.Reader) (*Session, tpm
 	}
 	s := &Session{begun: now, pcrs: pcrs, nonce: make([]byte, tpm.NonceSize), secret: make([]byte, tpm.SecretSize)}
 	s.pass(checkVersion, "messages of version %d", tpm.Version)
-	ek, err := s.judgeEK(p, h, now)
+	ek, template, err := s.judgeEK(p, h, now)
 	if err != nil {
 		return nil, tpm.Challenge{}, err
 	}
@@ -93,11 +94,7 @@ func Begin(p *Policy, h tpm.Hello, now time.Time, rand io.Reader) (*Session, tpm
 	if _, err := io.ReadFull(rand, s.secret); err != nil {
 		return nil, tpm.Challenge{}, fmt.Errorf("making a secret: %w", err)
 	}
-	to, err := tpm2.ImportEncapsulationKey(&ek.TPMTPublic)
-	if err != nil {
-		return nil, tpm.Challenge{}, refuse(checkEKTemplate, "no credential can be made for the EK: %v", err)
-	}
-	blob, encrypted, err := tpm2.CreateCredential(rand, to, s.ak.name, s.secret)
+	blob, encrypted, err := ek.MakeCredential(rand, template, s.ak.Name, s.secret)
 	if err != nil {
 		return nil, tpm.Challenge{}, fmt.Errorf("making a credential: %w", err)
 	}
@@ -108,22 +105,24 @@ func (s *Session) pass(check, format string, args ...any) {
 	s.progress.Checks = append(s.progress.Checks, Check{check, fmt.Sprintf(format, args...)})
 }
 
-// judgeEK checks what the EK is and who vouches for it.
-func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, error) {
+// judgeEK checks what the EK is, of which template, and who vouches for it.
+func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*structures.Public, tpm2.TPMTPublic, error) {
+	var none tpm2.TPMTPublic
 	ek, err := parsePublic(h.EKPublic)
 	if err != nil {
-		return nil, refuse(checkEKTemplate, "the EK is not usable: %v", err)
+		return nil, none, refuse(checkEKTemplate, "the EK is not usable: %v", err)
 	}
-	if !ek.isProfileEK() {
-		return nil, refuse(checkEKTemplate, "the EK is not an EK of the TCG EK Credential Profile that is known here (RSA 2048, ECC P-256 or P-384)")
+	template, known := ekTemplate(ek)
+	if !known {
+		return nil, none, refuse(checkEKTemplate, "the EK is not an EK of the TCG EK Credential Profile that is known here (RSA 2048, ECC P-256 or P-384)")
 	}
-	hash, err := ekHash(ek.key)
+	hash, err := ekHash(ek.Key)
 	if err != nil {
-		return nil, refuse(checkEKTemplate, "the EK is not usable: %v", err)
+		return nil, none, refuse(checkEKTemplate, "the EK is not usable: %v", err)
 	}
 	f := &s.progress.Facts
 	f.EKHash = hash
-	s.pass(checkEKTemplate, "EK %s is a %T of the TCG profile", hash, ek.key)
+	s.pass(checkEKTemplate, "EK %s is a %T of the TCG profile", hash, ek.Key)
 
 	certErr := s.judgeEKCertificate(p, h, ek, now)
 	if certErr == nil {
@@ -136,13 +135,13 @@ func (s *Session) judgeEK(p *Policy, h tpm.Hello, now time.Time) (*publicArea, e
 	case certErr != nil && p.Pending:
 		s.progress.Unvouched = certErr.Detail
 	case certErr != nil:
-		return nil, certErr
+		return nil, none, certErr
 	}
-	return ek, nil
+	return ek, template, nil
 }
 
 // judgeEKCertificate checks the EK certificate and takes its facts.
-func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *publicArea, now time.Time) *Refusal {
+func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *structures.Public, now time.Time) *Refusal {
 	hash := s.progress.Facts.EKHash
 	if len(h.EKCertificates) == 0 {
 		return refuse(checkEKCert, "the TPM has no EK certificate; add the EK hash %s to the inventory (assay tpm inventory add) if you know this machine", hash)
@@ -155,7 +154,7 @@ func (s *Session) judgeEKCertificate(p *Policy, h tpm.Hello, ek *publicArea, now
 	if err != nil {
 		return refuse(checkEKCert, "the EK certificate is not usable: %v", err)
 	}
-	if k, ok := ek.key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
+	if k, ok := ek.Key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(certified) {
 		return refuse(checkEKCert, "the EK certificate is for another key than the EK %s: it belongs to another TPM, or to an EK of this one that is not the TCG default; if you know this machine, add the EK hash to the inventory (assay tpm inventory add)", hash)
 	}
 	err = verifyPath(cert, h.EKCertificates[1:], p, now)
@@ -180,17 +179,17 @@ func (s *Session) judgeKeys(h tpm.Hello) (err error) {
 	if s.ak, err = parsePublic(h.AKPublic); err != nil {
 		return refuse(checkAK, "the attestation key is not usable: %v", err)
 	}
-	if err := s.ak.checkSigningKey(true); err != nil {
+	if err := checkSigningKey(s.ak, true); err != nil {
 		return refuse(checkAK, "the attestation key is not fit: %v", err)
 	}
 	s.pass(checkAK, "restricted signing key, made in the TPM and fixed to it")
 	if s.key, err = parsePublic(h.KeyPublic); err != nil {
 		return refuse(checkKey, "the agent's key is not usable: %v", err)
 	}
-	if err := s.key.checkSigningKey(false); err != nil {
+	if err := checkSigningKey(s.key, false); err != nil {
 		return refuse(checkKey, "the agent's key is not fit: %v", err)
 	}
-	if s.spki, err = x509.MarshalPKIXPublicKey(s.key.key); err != nil {
+	if s.spki, err = x509.MarshalPKIXPublicKey(s.key.Key); err != nil {
 		return refuse(checkKey, "the agent's key is not usable: %v", err)
 	}
 	s.pass(checkKey, "signing key, made in the TPM and fixed to it")

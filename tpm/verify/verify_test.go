@@ -277,7 +277,7 @@ func TestKeysThatAreNotFit(t *testing.T) {
 			h.AKPublic = change(h.AKPublic, func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA384 })
 		}, checkAK, "name algorithm"},
 		{"RSA AK", func(h *tpm.Hello) { h.AKPublic = h.EKPublic }, checkAK, "not an ECC key"},
-		{"AK with bytes behind", func(h *tpm.Hello) { h.AKPublic = append(slices.Clone(h.AKPublic), 0) }, checkAK, "canonical"},
+		{"AK with bytes behind", func(h *tpm.Hello) { h.AKPublic = append(slices.Clone(h.AKPublic), 0) }, checkAK, "not a TPMT_PUBLIC"},
 		{"restricted agent key", func(h *tpm.Hello) { h.KeyPublic = h.AKPublic }, checkKey, "could not sign a TLS handshake"},
 		{"imported agent key", func(h *tpm.Hello) {
 			h.KeyPublic = change(h.KeyPublic, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SensitiveDataOrigin = false })
