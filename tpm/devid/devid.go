@@ -17,7 +17,6 @@ package devid
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -31,6 +30,8 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/assay-id/assay/tpm/structures"
 )
 
 // Type is the attestation type in AttestAgent, in agent IDs and in selectors.
@@ -83,11 +84,7 @@ func Begin(roots Roots, payload []byte, now time.Time, random io.Reader) (*Sessi
 			return nil, nil, fmt.Errorf("%w: random: %w", ErrServer, err)
 		}
 	}
-	to, err := tpm2.ImportEncapsulationKey(ek)
-	if err != nil {
-		return nil, nil, fmt.Errorf("endorsement key: %w", err)
-	}
-	blob, encrypted, err := tpm2.CreateCredential(random, to, akName, s.secret)
+	blob, encrypted, err := ek.MakeCredential(random, tpm2.RSAEKTemplate, akName, s.secret)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: making a credential: %w", ErrServer, err)
 	}
@@ -149,24 +146,25 @@ func (s *Session) judgeCertificate(roots *x509.CertPool, chain [][]byte, now tim
 	return err
 }
 
+// ekTemplate is the default RSA key of the TCG EK Credential Profile without its modulus.
+var ekTemplate = structures.TemplateOf(tpm2.RSAEKTemplate)
+
 // judgeEK checks that the EK is the one of a certificate under the roots: the default RSA key of
 // the TCG EK Credential Profile, as SPIRE's agents use.
-func judgeEK(roots *x509.CertPool, p Payload, now time.Time) (*tpm2.TPMTPublic, error) {
-	ek, err := parse[tpm2.TPMTPublic](p.EKPub)
+func judgeEK(roots *x509.CertPool, p Payload, now time.Time) (*structures.Public, error) {
+	ek, err := structures.ParsePublic(p.EKPub)
 	if err != nil {
 		return nil, err
 	}
-	template := tpm2.RSAEKTemplate
-	template.Unique = ek.Unique
-	if ek.Type != tpm2.TPMAlgRSA || !bytes.Equal(tpm2.Marshal(template), tpm2.Marshal(*ek)) {
+	if !bytes.Equal(ek.Template, ekTemplate) {
 		return nil, errors.New("it is not a default RSA EK of the TCG EK Credential Profile")
 	}
 	cert, err := x509.ParseCertificate(p.EKCert)
 	if err != nil {
 		return nil, err
 	}
-	if err := sameKey(cert.PublicKey, ek); err != nil {
-		return nil, fmt.Errorf("public key in EK certificate differs from public key created via EK template: %w", err)
+	if !sameKey(cert.PublicKey, ek) {
+		return nil, errors.New("public key in EK certificate differs from public key created via EK template")
 	}
 	// The critical subject alternative name holds a directory name only, which crypto/x509 leaves.
 	cert.UnhandledCriticalExtensions = slices.DeleteFunc(cert.UnhandledCriticalExtensions, func(id asn1.ObjectIdentifier) bool { return id.String() == extensionSAN })
@@ -177,107 +175,41 @@ func judgeEK(roots *x509.CertPool, p Payload, now time.Time) (*tpm2.TPMTPublic, 
 // judgeCertification checks that the AK, whose name it returns, certified the key of the DevID
 // certificate. That the AK is in a TPM is for the credential to show.
 func (s *Session) judgeCertification(p Payload) (akName []byte, err error) {
-	ak, err := parse[tpm2.TPMTPublic](p.AKPub)
+	ak, err := structures.ParsePublic(p.AKPub)
 	if err != nil {
 		return nil, fmt.Errorf("AK: %w", err)
 	}
-	key, err := parse[tpm2.TPMTPublic](p.DevIDPub)
+	key, err := structures.ParsePublic(p.DevIDPub)
 	if err != nil {
 		return nil, fmt.Errorf("DevID key: %w", err)
 	}
-	if err := sameKey(s.Leaf.PublicKey, key); err != nil {
-		return nil, fmt.Errorf("the DevID certificate is for another key than the DevID key: %w", err)
+	if !sameKey(s.Leaf.PublicKey, key) {
+		return nil, errors.New("the DevID certificate is for another key than the DevID key")
 	}
-	if a := ak.ObjectAttributes; !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.Restricted || !a.SignEncrypt || a.Decrypt {
+	const home = structures.FixedTPM | structures.FixedParent | structures.Sign
+	if a := ak.Attributes; !a.Has(home|structures.SensitiveDataOrigin|structures.Restricted) || a.Has(structures.Decrypt) {
 		return nil, errors.New("the AK is not a restricted signing key that was made in its TPM and can not leave it")
 	}
-	if a := key.ObjectAttributes; !a.FixedTPM || !a.FixedParent || !a.SignEncrypt {
+	if !key.Attributes.Has(home) {
 		return nil, errors.New("the DevID key is not a signing key that can not leave its TPM")
 	}
-	attest, err := checkAttest(ak, p.CertifiedDevID, p.CertificationSignature)
-	if err != nil {
-		return nil, err
-	}
-	info, err := attest.Attested.Certify()
-	if err != nil {
-		return nil, err
-	}
-	name, err := tpm2.ObjectName(key)
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(name.Buffer, info.Name.Buffer) {
-		return nil, errors.New("the certification is about another key than the DevID key")
-	}
-	own, err := tpm2.ObjectName(ak)
-	if err != nil {
-		return nil, err
-	}
-	return own.Buffer, nil
-}
-
-// checkAttest checks the AK's signature, RSASSA with SHA-256, on a certification.
-func checkAttest(ak *tpm2.TPMTPublic, data, signature []byte) (*tpm2.TPMSAttest, error) {
-	public, err := tpm2.Pub(*ak)
-	if err != nil {
-		return nil, fmt.Errorf("AK: %w", err)
-	}
-	key, ok := public.(*rsa.PublicKey)
-	if !ok || key.N.BitLen() > maxRSABits {
+	if _, ok := ak.Key.(*rsa.PublicKey); !ok {
 		return nil, errors.New("the AK is not an RSA key")
 	}
-	sig, err := parse[tpm2.TPMTSignature](signature)
-	if err != nil {
-		return nil, fmt.Errorf("signature: %w", err)
-	}
-	s, err := sig.Signature.RSASSA()
-	if err != nil || sig.SigAlg != tpm2.TPMAlgRSASSA || s.Hash != tpm2.TPMAlgSHA256 {
-		return nil, errors.New("the signature is not RSASSA with SHA-256")
-	}
-	digest := sha256.Sum256(data)
-	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], s.Sig.Buffer); err != nil {
-		return nil, errors.New("the AK did not sign the certification")
-	}
-	attest, err := parse[tpm2.TPMSAttest](data)
+	attest, err := ak.VerifyAttest(p.CertifiedDevID, p.CertificationSignature)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("certification: %w", err)
-	case attest.Magic != tpm2.TPMGeneratedValue || attest.Type != tpm2.TPMSTAttestCertify:
+	case attest.Kind != tpm2.TPMSTAttestCertify:
 		return nil, errors.New("what the AK signed is not a TPM's certification")
+	case !bytes.Equal(key.Name, attest.Name):
+		return nil, errors.New("the certification is about another key than the DevID key")
 	}
-	return attest, nil
+	return ak.Name, nil
 }
 
-// parse reads a TPM structure and refuses bytes that do not come out the same again.
-func parse[T tpm2.Marshallable, P interface {
-	*T
-	tpm2.Unmarshallable
-}](data []byte) (*T, error) {
-	t, err := tpm2.Unmarshal[T, P](data)
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(tpm2.Marshal(*t), data) {
-		return nil, errors.New("not in canonical form")
-	}
-	return t, nil
-}
-
-// sameKey returns nil if both are the same RSA or ECDSA key.
-func sameKey(certified crypto.PublicKey, public *tpm2.TPMTPublic) error {
-	key, err := tpm2.Pub(*public)
-	if err != nil {
-		return err
-	}
-	same := false
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		same = k.Equal(certified)
-	case *ecdsa.PublicKey:
-		same = k.Equal(certified)
-	}
-	if !same {
-		return errors.New("the keys are not the same")
-	}
-	return nil
+// sameKey reports whether a certificate and a TPM have the same RSA or ECDSA key.
+func sameKey(certified crypto.PublicKey, public *structures.Public) bool {
+	k, ok := public.Key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(certified)
 }

@@ -89,7 +89,7 @@ func TestRefusals(t *testing.T) {
 		"another TPM's EK and certificate":  {take("EKPub", "EKCert"), "endorsement key"},
 		"another CA's DevID":                {take("DevIDCert", "DevIDPub"), "DevID certificate"},
 		"another DevID key":                 {take("DevIDPub"), "another key than the DevID key"},
-		"another AK":                        {take("AKPub"), "the AK did not sign"},
+		"another AK":                        {take("AKPub"), "key did not sign it"},
 		"an unrestricted AK":                {unrestricted, "not a restricted signing key"},
 		"no certificate":                    {func(m map[string]any) { m["DevIDCert"] = nil }, "0 certificates"},
 		"a changed certification":           {flip("CertifiedDevID", 40), "did not sign"},
