@@ -90,6 +90,7 @@ func TestCreateRules(t *testing.T) {
 		{"unknown bundle", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.FederatesWith = []string{"other.org"} }), entries.ErrNoBundle, ""},
 		{"reserved", entry("/agent", "/spire/x", "a:1"), nil, "invalid spiffe ID"},
 		{"no selector", entry("/agent", "/x"), nil, "selector list is empty"},
+		{"only hints", entry("/agent", "/x", "hint:argument-file:sha256:1", "hint:argument-file:sha256:2"), nil, "add what the kernel proves"},
 		{"DNS", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"a.*.b"} }), nil, "invalid DNS name"},
 		{"DNS dot", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"a.b."} }), nil, "invalid DNS name"},
 		{"id", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.ID = "a/b" }), nil, "entry ID contains"},
@@ -110,6 +111,10 @@ func TestCreateRules(t *testing.T) {
 	}
 	if n := r.Count(entries.Filter{}); n != 2 {
 		t.Errorf("%d entries after refusals, want 2", n)
+	}
+	// A hint beside evidence is welcome.
+	if res := r.Create(t.Context(), []*selectors.Entry{entry("/agent", "/hinted", "hint:argument-file:sha256:1", "unix:uid:1")})[0]; res.Err != nil {
+		t.Error(res.Err)
 	}
 	// A wildcard and similar entries in one batch.
 	wild := with(entry("/agent", "/wild", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"*.example.org"} })

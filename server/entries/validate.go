@@ -102,6 +102,9 @@ func validateSelectors(e *selectors.Entry) error {
 			return invalidStored("selector types must be the same when store SVID is enabled")
 		}
 	}
+	if !slices.ContainsFunc(e.Selectors, func(s selectors.Selector) bool { return s.Type != "hint" }) {
+		return invalid("all selectors are hints, which are a process's own word: anybody on the node could claim the identity; add what the kernel proves, such as unix:uid, unix:sha256 or parent:sha256")
+	}
 	if e.StoreSVID && e.Attributes != nil && e.Attributes.DisableX509SVIDPrefetch {
 		return invalidStored("disable_x509_svid_prefetch can not be used when store SVID is enabled")
 	}
