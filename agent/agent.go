@@ -33,7 +33,6 @@ import (
 	"github.com/assay-id/assay/bpf/record"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	"github.com/assay-id/assay/selectors"
-	"github.com/assay-id/assay/tpm/device"
 )
 
 // Agent is one node's agent. Make one with New, run it once.
@@ -133,22 +132,6 @@ func (a *Agent) findEvidence() (err error) {
 	a.sensor, a.blind, a.evidence = nil, err, peers
 	a.log.Warn("there is no kernel sensor; going on with what /proc tells, as minimum_tier allows", "tier", peers.Tier(), "because", err)
 	return nil
-}
-
-func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), error) {
-	if a.conf.JoinToken != nil {
-		return upstream.JoinToken{Token: a.conf.JoinToken.Token}, func() {}, nil
-	}
-	if x := a.conf.X509POP; x != nil {
-		pop := &upstream.X509POP{CertificatePath: x.CertificatePath, PrivateKeyPath: x.PrivateKeyPath, IntermediatesPath: x.IntermediatesPath}
-		_, err := pop.Load() // what is wrong with the files shows at the start
-		return pop, func() {}, err
-	}
-	dev, err := device.Open(ctx, device.Config{Path: a.conf.TPM.Device, EK: a.conf.TPM.EK})
-	if err != nil {
-		return nil, nil, err
-	}
-	return &upstream.TPM{Device: dev}, func() { dev.Close() }, nil
 }
 
 func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {

@@ -61,6 +61,7 @@ type Config struct {
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
 	X509POP   *X509POPConfig   `hcl:"x509pop,block"`
+	DevID     *DevIDConfig     `hcl:"tpm_devid,block"`
 }
 
 // TPMConfig is the block `tpm`.
@@ -85,6 +86,22 @@ type X509POPConfig struct {
 	CertificatePath string `hcl:"certificate_path"`
 	// IntermediatesPath is PEM with more intermediates.
 	IntermediatesPath string `hcl:"intermediates_path,optional"`
+}
+
+// DevIDConfig is the block `tpm_devid`: SPIRE's node attestation by a DevID certificate whose key lives
+// in the TPM.
+type DevIDConfig struct {
+	// Device is /dev/tpmrm0 (default) or unix:/path to a software TPM's socket.
+	Device string `hcl:"tpm_device_path,optional"`
+	// CertPath is PEM, the DevID certificate first; intermediates may follow.
+	CertPath string `hcl:"devid_cert_path"`
+	// PrivPath and PubPath are the key's blobs as TPM2_Create made them below the storage root key.
+	PrivPath string `hcl:"devid_priv_path"`
+	PubPath  string `hcl:"devid_pub_path"`
+	// Password is the key's, the others are the hierarchies'.
+	Password            string `hcl:"devid_password,optional"`
+	OwnerPassword       string `hcl:"owner_hierarchy_password,optional"`
+	EndorsementPassword string `hcl:"endorsement_hierarchy_password,optional"`
 }
 
 const defaultPinDir = "/sys/fs/bpf/assay"
@@ -140,19 +157,22 @@ func (c Config) prepare() (*prepared, error) {
 		return nil, err
 	}
 	ways := 0
-	for _, named := range []bool{c.TPM != nil, c.JoinToken != nil, c.X509POP != nil} {
+	for _, named := range []bool{c.TPM != nil, c.JoinToken != nil, c.X509POP != nil, c.DevID != nil} {
 		if named {
 			ways++
 		}
 	}
 	if ways != 1 {
-		return nil, errors.New("name exactly one way of attestation: a block tpm { }, a block join_token { token = \"…\" }, or a block x509pop { private_key_path = \"…\" certificate_path = \"…\" }")
+		return nil, errors.New("name exactly one way of attestation: a block tpm { }, a block join_token { token = \"…\" }, a block x509pop { private_key_path = \"…\" certificate_path = \"…\" }, or a block tpm_devid { devid_cert_path = \"…\" devid_priv_path = \"…\" devid_pub_path = \"…\" }")
 	}
 	if c.TPM != nil {
 		fallback(&c.TPM.Device, "/dev/tpmrm0")
 		if err := device.CheckEK(c.TPM.EK); err != nil {
 			return nil, fmt.Errorf("block tpm: %w", err)
 		}
+	}
+	if c.DevID != nil {
+		fallback(&c.DevID.Device, "/dev/tpmrm0")
 	}
 	return p, p.loadBootstrap()
 }
