@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -257,7 +258,7 @@ func (e *Env) ServerConfig() string {
 func (e *Env) AgentConfig() string {
 	conf := fmt.Sprintf("trust_domain = %q\nserver_address = %q\ntrust_bundle_path = %q\ndata_dir = %q\nsocket_path = %q\nadmin_socket_path = %q\npin_dir = %q\n",
 		e.TrustDomain, e.ServerAddress, e.path("bundle.pem"), e.path("data/agent"), strings.TrimPrefix(e.WorkloadSocket, "unix://"), e.AgentSocket, e.path("bpf/assay"))
-	if !strings.Contains(e.opts.Agent, "join_token") && !strings.Contains(e.opts.Agent, "x509pop") {
+	if !slices.ContainsFunc([]string{"join_token", "x509pop", "tpm_devid"}, func(block string) bool { return strings.Contains(e.opts.Agent, block) }) {
 		conf += fmt.Sprintf("tpm {\n  device = %q\n}\n", e.opts.TPM)
 	}
 	return conf + e.opts.Agent + "\n"

@@ -26,7 +26,10 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/assay-id/assay/cmd/dev"
+	"github.com/assay-id/assay/tpm/swtpmtest"
 )
+
+func TestMain(m *testing.M) { os.Exit(swtpmtest.Main(m)) }
 
 const trustDomain = "example.org"
 

@@ -18,6 +18,9 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/assay-id/assay/tpm/devidtest"
+	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
 // files are what a node has of a PKI outside: paths of PEM files.
@@ -77,5 +80,29 @@ func pki(t *testing.T, rsaKey bool) files {
 		certificate: write(t, filepath.Join(dir, "node.pem"), encode("CERTIFICATE", leaf.Raw, middle.Raw)),
 		key:         write(t, filepath.Join(dir, "node.key"), encode("PRIVATE KEY", der)),
 		id:          fmt.Sprintf("/spire/agent/x509pop/%x", sha1.Sum(leaf.Raw)),
+	}
+}
+
+// machine is a node with a software TPM and a DevID.
+type machine struct {
+	tpm string // path, for our agent
+	// key and roots are the lines about them in the configurations of agents and of servers: SPIRE's
+	// and ours have the same keys.
+	key, roots string
+	id         string
+}
+
+// devid makes a machine whose DevID key is RSA or ECC, and has a password.
+func devid(t *testing.T, ecc bool) machine {
+	t.Helper()
+	chip := swtpmtest.New(t)
+	made := devidtest.Provision(t, chip, ecc, "a password")
+	dir := t.TempDir()
+	f := made.Write(t, dir)
+	return machine{
+		tpm:   chip.Path,
+		key:   fmt.Sprintf("  devid_cert_path = %q\n  devid_priv_path = %q\n  devid_pub_path = %q\n  devid_password = \"a password\"\n", f.Certificate, f.Private, f.Public),
+		roots: fmt.Sprintf("  devid_ca_path = %q\n  endorsement_ca_path = %q\n", f.CA, write(t, filepath.Join(dir, "ek-ca.pem"), string(chip.CAPEM))),
+		id:    fmt.Sprintf("/spire/agent/tpm_devid/%x", sha1.Sum(made.Leaf.Raw)),
 	}
 }

@@ -4,6 +4,7 @@ package interop
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/assay-id/assay/cmd/dev"
@@ -27,6 +28,17 @@ func TestSPIREAgentX509POP(t *testing.T) {
     private_key_path = %q
     certificate_path = %q
   } }`, node.key, node.certificate))
+			serves(t, env, address, node.id)
+		})
+	}
+}
+
+func TestSPIREAgentDevID(t *testing.T) {
+	for name, ecc := range map[string]bool{"RSA": false, "ECC": true} {
+		t.Run(name, func(t *testing.T) {
+			node := devid(t, ecc)
+			env := server(t, dev.Options{Server: fmt.Sprintf("allow_without_evidence = [\"tpm_devid\"]\ntpm_devid {\n%s}", node.roots)})
+			address := spireAgent(t, env, fmt.Sprintf("  NodeAttestor \"tpm_devid\" { plugin_data {\n  tpm_device_path = %q\n%s  } }", strings.TrimPrefix(node.tpm, "unix:"), node.key))
 			serves(t, env, address, node.id)
 		})
 	}

@@ -27,7 +27,7 @@ type foreign struct{ address, socket, bundle string }
 // agentTTL of SPIRE's server, in seconds: short, so that a test sees an agent renew.
 const agentTTL = 20
 
-// spireServer starts SPIRE's server; more are the lines of its x509pop plugin, if any.
+// spireServer starts SPIRE's server; more are the lines of one more plugin, if any.
 func spireServer(t *testing.T, more string) foreign {
 	t.Helper()
 	dir, err := os.MkdirTemp("/run", "spire-") // a socket's path is short
@@ -97,6 +97,16 @@ func TestOurAgentX509POP(t *testing.T) {
 			node := pki(t, rsaKey)
 			f := spireServer(t, fmt.Sprintf("  NodeAttestor \"x509pop\" { plugin_data {\n    ca_bundle_path = %q\n  } }", node.root))
 			works(t, f, ours(t, f, fmt.Sprintf("x509pop {\n  private_key_path = %q\n  certificate_path = %q\n}", node.key, node.certificate)), node.id)
+		})
+	}
+}
+
+func TestOurAgentDevID(t *testing.T) {
+	for name, ecc := range map[string]bool{"RSA": false, "ECC": true} {
+		t.Run(name, func(t *testing.T) {
+			node := devid(t, ecc)
+			f := spireServer(t, fmt.Sprintf("  NodeAttestor \"tpm_devid\" { plugin_data {\n%s  } }", node.roots))
+			works(t, f, ours(t, f, fmt.Sprintf("tpm_devid {\n  tpm_device_path = %q\n%s}", node.tpm, node.key)), node.id)
 		})
 	}
 }
