@@ -4,11 +4,12 @@ package eventlog
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 // Limits of a log that is accepted. Logs of real machines have 20 to 400 events in 4 to 100 kB.
@@ -19,13 +20,7 @@ const (
 )
 
 // Digest is a SHA-256 digest.
-type Digest [sha256.Size]byte
-
-// String returns 64 lower-case hexadecimal digits.
-func (d Digest) String() string { return hex.EncodeToString(d[:]) }
-
-// IsZero reports whether the digest is unknown.
-func (d Digest) IsZero() bool { return d == Digest{} }
+type Digest = selectors.Digest
 
 // Log is a log that was read, but not yet compared with a quote.
 type Log struct {
@@ -61,17 +56,17 @@ func Parse(log []byte) (*Log, error) {
 	if len(log) > MaxLog {
 		return nil, fmt.Errorf("event log: it has %d bytes; the limit is %d", len(log), MaxLog)
 	}
-	r := reader{rest: log}
-	banks, err := r.specID()
+	r := octets.Little(log)
+	banks, err := specID(&r)
 	if err != nil {
 		return nil, fmt.Errorf("event log: event 0: %w", err)
 	}
 	l := &Log{}
-	for len(r.rest) > 0 {
+	for len(r.Rest) > 0 {
 		if len(l.Events) == MaxEvents {
 			return nil, fmt.Errorf("event log: it has more than %d events", MaxEvents)
 		}
-		e, err := r.event(banks)
+		e, err := readEvent(&r, banks)
 		e.Number = len(l.Events) + 1
 		if err != nil {
 			return nil, fmt.Errorf("event log: event %d: %w", e.Number, err)
@@ -81,71 +76,27 @@ func Parse(log []byte) (*Log, error) {
 	return l, nil
 }
 
-// reader takes little-endian values off a log. After the first failure it gives zeros.
-type reader struct {
-	rest  []byte
-	short bool
-}
-
-func (r *reader) bytes(n uint64) []byte {
-	if r.short || n > uint64(len(r.rest)) {
-		r.short = true
-		return nil
-	}
-	b := r.rest[:n:n]
-	r.rest = r.rest[n:]
-	return b
-}
-
-func (r *reader) u8() uint8 {
-	if b := r.bytes(1); b != nil {
-		return b[0]
-	}
-	return 0
-}
-
-func (r *reader) u16() uint16 {
-	if b := r.bytes(2); b != nil {
-		return binary.LittleEndian.Uint16(b)
-	}
-	return 0
-}
-
-func (r *reader) u32() uint32 {
-	if b := r.bytes(4); b != nil {
-		return binary.LittleEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (r *reader) u64() uint64 {
-	if b := r.bytes(8); b != nil {
-		return binary.LittleEndian.Uint64(b)
-	}
-	return 0
-}
-
 // specID reads the event that heads the log, a TCG_PCClientPCREvent of the older format with a
 // TCG_EfiSpecIdEvent in it (PFP 10.4.5.1), and returns the banks' digest sizes by algorithm.
-func (r *reader) specID() (map[uint16]int, error) {
-	pcr, kind, digest := r.u32(), EventType(r.u32()), r.bytes(20)
-	body := reader{rest: r.bytes(uint64(r.u32()))}
-	if r.short {
+func specID(r *octets.Reader) (map[uint16]int, error) {
+	pcr, kind, digest := r.U32(), EventType(r.U32()), r.Bytes(20)
+	body := octets.Little(r.Bytes(uint64(r.U32())))
+	if r.Short {
 		return nil, errShort
 	}
-	signature := body.bytes(16)
+	signature := body.Bytes(16)
 	if pcr != 0 || kind != NoAction || [20]byte(digest) != [20]byte{} || string(signature) != "Spec ID Event03\x00" {
 		return nil, errors.New("it is not the head of a crypto-agile log; the machine's TPM must be a TPM 2.0")
 	}
-	body.bytes(8) // platform class, version, errata, size of UINTN
-	count := body.u32()
+	body.Bytes(8) // platform class, version, errata, size of UINTN
+	count := body.U32()
 	if count > maxBanks {
 		return nil, fmt.Errorf("it names %d PCR banks; the limit is %d", count, maxBanks)
 	}
 	banks := make(map[uint16]int, count)
 	for range count {
-		algorithm, size := body.u16(), int(body.u16())
-		if body.short {
+		algorithm, size := body.U16(), int(body.U16())
+		if body.Short {
 			return nil, errShort
 		}
 		if _, twice := banks[algorithm]; twice || size == 0 || size > maxDigest || (algorithm == algSHA256 && size != len(Digest{})) {
@@ -153,7 +104,7 @@ func (r *reader) specID() (map[uint16]int, error) {
 		}
 		banks[algorithm] = size
 	}
-	if body.bytes(uint64(body.u8())); body.short || len(body.rest) > 0 {
+	if body.Sized8(); !body.Done() {
 		return nil, errors.New("its vendor information is cut short or too long")
 	}
 	if banks[algSHA256] == 0 {
@@ -162,11 +113,11 @@ func (r *reader) specID() (map[uint16]int, error) {
 	return banks, nil
 }
 
-// event reads one TCG_PCR_EVENT2 (PFP 10.2.2).
-func (r *reader) event(banks map[uint16]int) (Event, error) {
-	e := Event{PCR: r.u32(), Type: EventType(r.u32())}
-	count := r.u32()
-	if r.short {
+// readEvent reads one TCG_PCR_EVENT2 (PFP 10.2.2).
+func readEvent(r *octets.Reader, banks map[uint16]int) (Event, error) {
+	e := Event{PCR: r.U32(), Type: EventType(r.U32())}
+	count := r.U32()
+	if r.Short {
 		return e, errShort
 	}
 	if uint64(count) > uint64(len(banks)) {
@@ -174,10 +125,10 @@ func (r *reader) event(banks map[uint16]int) (Event, error) {
 	}
 	var seen [maxBanks]uint16
 	for i := range count {
-		algorithm := r.u16()
+		algorithm := r.U16()
 		size, known := banks[algorithm]
-		digest := r.bytes(uint64(size))
-		if r.short {
+		digest := r.Bytes(uint64(size))
+		if r.Short {
 			return e, errShort
 		}
 		if !known || slices.Contains(seen[:i], algorithm) {
@@ -187,8 +138,8 @@ func (r *reader) event(banks map[uint16]int) (Event, error) {
 			e.Digest = Digest(digest)
 		}
 	}
-	e.Data = r.bytes(uint64(r.u32()))
-	if r.short {
+	e.Data = r.Bytes(uint64(r.U32()))
+	if r.Short {
 		return e, errShort
 	}
 	switch {

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf16"
+
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 // guid is an EFI_GUID as it lies in memory.
@@ -51,17 +53,17 @@ type namedVariable struct {
 }
 
 func parseVariable(data []byte) (namedVariable, bool) {
-	r := reader{rest: data}
-	owner, units, size := r.bytes(16), r.u64(), r.u64()
-	if r.short || units > uint64(len(r.rest))/2 {
+	r := octets.Little(data)
+	owner, units, size := r.Bytes(16), r.U64(), r.U64()
+	if r.Short || units > uint64(len(r.Rest))/2 {
 		return namedVariable{}, false
 	}
 	name := make([]uint16, units)
 	for i := range name {
-		name[i] = r.u16()
+		name[i] = r.U16()
 	}
-	value := r.bytes(size)
-	if r.short || len(r.rest) > 0 {
+	value := r.Bytes(size)
+	if !r.Done() {
 		return namedVariable{}, false
 	}
 	return namedVariable{guid(owner), string(utf16.Decode(name)), value}, true
@@ -82,18 +84,18 @@ type Signature struct {
 // list, header and one signature, header, then signatures of an owner's GUID and data each.
 func (v Variable) Signatures() ([]Signature, error) {
 	var all []Signature
-	for r := (reader{rest: v.Data}); len(r.rest) > 0; {
-		kind, listSize, headerSize, size := r.bytes(16), r.u32(), r.u32(), r.u32()
-		if r.short || listSize < 28 {
+	for r := octets.Little(v.Data); len(r.Rest) > 0; {
+		kind, listSize, headerSize, size := r.Bytes(16), r.U32(), r.U32(), r.U32()
+		if r.Short || listSize < 28 {
 			return nil, errors.New("signature database: a list is cut short")
 		}
-		list := reader{rest: r.bytes(uint64(listSize) - 28)}
-		list.bytes(uint64(headerSize))
-		if r.short || list.short || size < 16 || len(list.rest)%int(size) != 0 {
+		list := octets.Little(r.Bytes(uint64(listSize) - 28))
+		list.Bytes(uint64(headerSize))
+		if r.Short || list.Short || size < 16 || len(list.Rest)%int(size) != 0 {
 			return nil, errors.New("signature database: a list's sizes contradict each other")
 		}
-		for len(list.rest) > 0 {
-			all = append(all, Signature{guid(kind).String(), list.bytes(uint64(size))[16:]})
+		for len(list.Rest) > 0 {
+			all = append(all, Signature{guid(kind).String(), list.Bytes(uint64(size))[16:]})
 		}
 	}
 	return all, nil

@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 // machine is one genuine boot: its IMA log and PCRs at the quote, and later.
@@ -186,12 +188,12 @@ func TestOrder(t *testing.T) {
 	for _, m := range machines(t) {
 		_, genuine := m.replay(t)
 		var parts [][]byte
-		for r := (reader{rest: m.log}); len(r.rest) > 0; {
-			before := r.rest
-			if _, _, err := r.entry(); err != nil {
+		for r := octets.Little(m.log); len(r.Rest) > 0; {
+			before := r.Rest
+			if _, _, err := readEntry(&r); err != nil {
 				t.Fatal(err)
 			}
-			parts = append(parts, before[:len(before)-len(r.rest)])
+			parts = append(parts, before[:len(before)-len(r.Rest)])
 		}
 		for i := range parts {
 			for j := range parts {
@@ -372,9 +374,9 @@ func FuzzIMA(f *testing.F) {
 		}
 		// All entries that can be read, to the PCR that they lead to.
 		var s State
-		r := reader{rest: log}
-		for len(r.rest) > 0 {
-			e, d, err := r.entry()
+		r := octets.Little(log)
+		for len(r.Rest) > 0 {
+			e, d, err := readEntry(&r)
 			if err != nil {
 				return
 			}

@@ -23,10 +23,11 @@ import (
 	"bytes"
 	"crypto/sha1" // the log holds it; nothing here relies on it
 	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
+
+	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 // Limits of a log that is accepted.
@@ -38,25 +39,7 @@ const (
 )
 
 // Digest is a SHA-256 digest.
-type Digest [sha256.Size]byte
-
-// String returns 64 lower-case hexadecimal digits.
-func (d Digest) String() string { return hex.EncodeToString(d[:]) }
-
-// IsZero reports whether the digest is unknown.
-func (d Digest) IsZero() bool { return d == Digest{} }
-
-// MarshalText writes what String does.
-func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
-
-// UnmarshalText reads 64 hexadecimal digits.
-func (d *Digest) UnmarshalText(text []byte) error {
-	if len(text) != 2*len(d) {
-		return fmt.Errorf("a SHA-256 has 64 hexadecimal digits, not %d", len(text))
-	}
-	_, err := hex.Decode(d[:], text)
-	return err
-}
+type Digest = selectors.Digest
 
 // Entry is one measurement.
 type Entry struct {
@@ -90,43 +73,12 @@ var templates = map[string]int{
 
 var errShort = errors.New("the log ends within it")
 
-// reader takes little-endian values off a log. After the first failure it gives zeros.
-type reader struct {
-	rest  []byte
-	short bool
-}
-
-func (r *reader) bytes(n uint64) []byte {
-	if r.short || n > uint64(len(r.rest)) {
-		r.short = true
-		return nil
-	}
-	b := r.rest[:n:n]
-	r.rest = r.rest[n:]
-	return b
-}
-
-func (r *reader) u32() uint32 {
-	if b := r.bytes(4); b != nil {
-		return binary.LittleEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (r *reader) sized(limit uint32) []byte {
-	n := r.u32()
-	if n > limit {
-		r.short = true
-	}
-	return r.bytes(uint64(n))
-}
-
-// entry reads one entry and returns what it extends PCR 10 with.
-func (r *reader) entry() (Entry, Digest, error) {
+// readEntry reads one entry and returns what it extends PCR 10 with.
+func readEntry(r *octets.Reader) (Entry, Digest, error) {
 	var none Digest
-	pcr, sum := r.u32(), r.bytes(sha1.Size)
-	template := string(r.sized(maxName))
-	if r.short {
+	pcr, sum := r.U32(), r.Bytes(sha1.Size)
+	template := string(r.Sized32(maxName))
+	if r.Short {
 		return Entry{}, none, errShort
 	}
 	fields, known := templates[template]
@@ -136,9 +88,9 @@ func (r *reader) entry() (Entry, Digest, error) {
 	case !known:
 		return Entry{}, none, fmt.Errorf("its template %.40q is not one of the kernel's own; boot with ima_template=ima-ng or ima-sig", template)
 	}
-	data := r.templateData(template)
+	data := templateData(r, template)
 	switch {
-	case r.short:
+	case r.Short:
 		return Entry{}, none, errShort
 	case bytes.Equal(sum, make([]byte, sha1.Size)):
 		return Entry{Violation: true}, violation, nil
@@ -155,13 +107,13 @@ var violation = Digest(bytes.Repeat([]byte{0xff}, sha256.Size))
 
 // templateData reads the template data as the kernel hashes it. Names in template "ima" have 255
 // bytes at most, and are hashed with NULs up to 256.
-func (r *reader) templateData(template string) []byte {
+func templateData(r *octets.Reader, template string) []byte {
 	if template != "ima" {
-		return r.sized(MaxTemplate)
+		return r.Sized32(MaxTemplate)
 	}
 	data := make([]byte, sha1.Size+oldName)
-	copy(data, r.bytes(sha1.Size))
-	copy(data[sha1.Size:], r.sized(oldName-1))
+	copy(data, r.Bytes(sha1.Size))
+	copy(data[sha1.Size:], r.Sized32(oldName-1))
 	return data
 }
 
@@ -173,12 +125,12 @@ func parseData(template string, fields int, data []byte) (Entry, error) {
 		}
 		return Entry{Algorithm: "sha1", FileDigest: data[:sha1.Size], Name: string(name)}, nil
 	}
-	parts := reader{rest: data}
-	digest, name := parts.sized(MaxTemplate), parts.sized(MaxTemplate)
+	parts := octets.Little(data)
+	digest, name := parts.Sized32(MaxTemplate), parts.Sized32(MaxTemplate)
 	for range fields - 2 {
-		parts.sized(MaxTemplate)
+		parts.Sized32(MaxTemplate)
 	}
-	if parts.short || len(parts.rest) > 0 {
+	if !parts.Done() {
 		return Entry{}, fmt.Errorf("its data does not have the %d fields of template %s", fields, template)
 	}
 	e := Entry{}

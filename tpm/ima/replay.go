@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 // State is how far a machine's log has been replayed since its boot. The zero State is the
@@ -44,18 +46,18 @@ func (s State) Advance(log []byte, quoted Digest) (State, []Entry, error) {
 		return s, nil, fmt.Errorf("IMA log: %d bytes at once; the limit is %d", len(log), MaxChunk)
 	}
 	var entries []Entry
-	next, r := s, reader{rest: log}
+	next, r := s, octets.Little(log)
 	for next.PCR != quoted {
-		if len(r.rest) == 0 {
+		if len(r.Rest) == 0 {
 			return s, nil, ErrNotReached
 		}
-		e, digest, err := r.entry()
+		e, digest, err := readEntry(&r)
 		if err != nil {
 			return s, nil, fmt.Errorf("IMA log: entry %d: %w", next.Entries, err)
 		}
 		e.Number = next.Entries
 		next.add(&e, digest)
-		next.Offset = s.Offset + int64(len(log)-len(r.rest))
+		next.Offset = s.Offset + int64(len(log)-len(r.Rest))
 		entries = append(entries, e)
 	}
 	return next, entries, nil

@@ -130,7 +130,7 @@ func (m *Machine) Learned() *ima.AllowList {
 	var pcr10 ima.Digest
 	log := m.read(m.Logs.IMA)
 	for rest := log; len(rest) > 0; rest = rest[len(nextEntry(rest)):] {
-		pcr10 = ima.Digest(eventlog.Extend(eventlog.Digest(pcr10), extends(nextEntry(rest))))
+		pcr10 = eventlog.Extend(pcr10, extends(nextEntry(rest)))
 	}
 	_, entries, err := ima.State{}.Advance(log, pcr10)
 	check(m.t, err)

@@ -32,14 +32,14 @@ func (s *Session) judgeIMALog(p Proof) error {
 	if err != nil {
 		return err
 	}
-	state, entries, err := ima.State{}.Advance(log, ima.Digest(quoted))
+	state, entries, err := ima.State{}.Advance(log, quoted)
 	if err != nil {
 		return refuse(checkIMALog, "%v", err)
 	}
 	s.progress.IMA, s.progress.Files = state, entries
 	s.progress.Facts.Files.NoViolations = state.Violations == 0 && !state.BootAggregate.IsZero()
 	if claim := p.Evidence.AgentSHA256; len(claim) == sha256.Size {
-		if _, ok := ima.Find(entries, ima.Digest(claim)); ok {
+		if _, ok := ima.Find(entries, selectors.Digest(claim)); ok {
 			s.progress.Facts.Files.Agent = selectors.Digest(claim)
 		}
 	}
@@ -67,10 +67,7 @@ func wholeLog(p Proof) ([]byte, error) {
 }
 
 func (s *Session) judgeBootLog(e tpm.Evidence) error {
-	pcrs := make(map[int]eventlog.Digest, len(s.progress.Quoted.PCRs))
-	for n, d := range s.progress.Quoted.PCRs {
-		pcrs[n] = eventlog.Digest(d)
-	}
+	pcrs := s.progress.Quoted.PCRs
 	for n := range 8 {
 		if _, ok := pcrs[n]; !ok {
 			return nil // the policy does not ask for what a boot log needs
@@ -83,7 +80,7 @@ func (s *Session) judgeBootLog(e tpm.Evidence) error {
 	if err != nil {
 		return refuse(checkBootLog, "%v", err)
 	}
-	boot, err := log.Replay(eventlog.Quote{PCRs: pcrs, BootAggregate: eventlog.Digest(s.progress.IMA.BootAggregate), CommandLine: e.CommandLine})
+	boot, err := log.Replay(eventlog.Quote{PCRs: pcrs, BootAggregate: s.progress.IMA.BootAggregate, CommandLine: e.CommandLine})
 	if mismatch, ok := errors.AsType[*eventlog.MismatchError](err); ok {
 		return refuse(checkBootLog, "%v%s", err, suspect(log, mismatch.PCR))
 	} else if err != nil {
@@ -115,8 +112,8 @@ func suspect(log *eventlog.Log, pcr int) string {
 func BootFacts(b *eventlog.Boot) selectors.BootFacts {
 	f := selectors.BootFacts{
 		Sealed: b.Sealed, SetupMode: b.SetupMode,
-		PK: selectors.Digest(b.PK.SHA256), KEK: selectors.Digest(b.KEK.SHA256), DB: selectors.Digest(b.DB.SHA256), DBX: selectors.Digest(b.DBX.SHA256),
-		KernelImage: selectors.Digest(b.KernelImage), Kernel: selectors.Digest(b.Kernel), Initrd: selectors.Digest(b.Initrd),
+		PK: b.PK.SHA256, KEK: b.KEK.SHA256, DB: b.DB.SHA256, DBX: b.DBX.SHA256,
+		KernelImage: b.KernelImage, Kernel: b.Kernel, Initrd: b.Initrd, Applications: b.Applications,
 		CommandLine: b.CommandLine, Arguments: b.Arguments(),
 	}
 	if b.SecureBoot == eventlog.SecureBootDisabled || b.SecureBoot == eventlog.SecureBootEnabled && !b.ShimInsecure {
@@ -126,10 +123,7 @@ func BootFacts(b *eventlog.Boot) selectors.BootFacts {
 		f.SBAT = sha256.Sum256([]byte(b.SBAT))
 	}
 	for _, a := range b.Authorities {
-		f.Authorities = append(f.Authorities, selectors.Digest(a.SHA256))
-	}
-	for _, d := range b.Applications {
-		f.Applications = append(f.Applications, selectors.Digest(d))
+		f.Authorities = append(f.Authorities, a.SHA256)
 	}
 	return f
 }
