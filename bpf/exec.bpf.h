@@ -10,20 +10,49 @@
  */
 #pragma once
 
-/* The old image becomes the nearest ancestor, in the process where it was last seen. */
-static __always_inline void push_ancestor(struct task_record *r)
+/* Makes room at the front of a list; the last one falls out. */
+static __always_inline void shift(struct ancestor *list, int n)
 {
+#pragma unroll
+	for (int i = n - 1; i > 0; i--) {
+		list[i] = list[i - 1];
+		barrier(); /* else the compiler loads all of them before it stores any */
+	}
+}
+
+/* The last of the near ancestors becomes the first of the far ones of image id. */
+static __always_inline void push_far(struct task_struct *t, struct task_record *r, __u64 old,
+				     __u64 id)
+{
+	struct far_ancestors *f = bpf_task_storage_get(&far, t, 0, CREATE);
+	if (!f || (r->ancestor_count > NEAR && f->exec_id != old)) {
+		cut_lineage(r);
+		return;
+	}
+	*(volatile __u64 *)&f->exec_id = 0;
+	barrier();
+	shift(f->list, ANCESTORS - NEAR);
+	f->list[0] = r->ancestors[NEAR - 1];
 	if (r->ancestor_count >= ANCESTORS)
 		r->flags |= TRUNCATED;
 	else
 		r->ancestor_count++;
-#pragma unroll
-	for (int i = ANCESTORS - 1; i > 0; i--) {
-		r->ancestors[i] = r->ancestors[i - 1];
-		barrier(); /* else the compiler loads all of them before it stores any */
-	}
+	barrier();
+	*(volatile __u64 *)&f->exec_id = id;
+}
+
+/* The old image becomes the nearest ancestor, in the process where it was last seen. */
+static __always_inline void push_ancestor(struct task_struct *t, struct task_record *r, __u64 old,
+					  __u64 id)
+{
+	if (r->ancestor_count < NEAR)
+		r->ancestor_count++;
+	else
+		push_far(t, r, old, id);
+	shift(r->ancestors, NEAR);
 
 	struct ancestor *a = &r->ancestors[0];
+	a->exec_id = old;
 	__u32 forked = r->flags & FORKED;
 	a->tgid = forked ? r->forker_tgid : r->tgid;
 	a->start = forked ? r->forker_start : r->start;
@@ -34,11 +63,13 @@ static __always_inline void push_ancestor(struct task_record *r)
 
 /* What does not fit into the task's record: of a script, or with a digest of the kernel's. */
 static __always_inline void note_facts(struct task_struct *t, struct linux_binprm *bprm,
-				       __u64 exec_id, __u32 flags)
+				       struct task_record *r, __u64 exec_id, __u32 flags)
 {
 	struct exec_facts *f = bpf_task_storage_get(&starting, t, 0, 0);
 	if (!(flags & SCRIPT) && !(f && (f->ima_algorithm || f->verity_size))) {
-		bpf_task_storage_delete(&execs, t);
+		if (r->noted)
+			bpf_task_storage_delete(&execs, t);
+		r->noted = 0;
 	} else {
 		struct exec_info *info = bpf_task_storage_get(&execs, t, 0, CREATE);
 		if (!info) {
@@ -55,6 +86,7 @@ static __always_inline void note_facts(struct task_struct *t, struct linux_binpr
 			info->path[0] = 0;
 		barrier();
 		*(volatile __u64 *)&info->exec_id = exec_id;
+		r->noted = 1;
 	}
 	if (f)
 		bpf_task_storage_delete(&starting, t);
@@ -75,12 +107,11 @@ int BPF_PROG(on_exec, struct task_struct *t, pid_t old_pid, struct linux_binprm 
 	if (bprm->interp != bprm->filename)
 		flags |= SCRIPT;
 	__u64 old = r->exec_id, id = __sync_fetch_and_add(&s->next_exec_id, 1);
-	note_facts(t, bprm, id, flags);
+	note_facts(t, bprm, r, id, flags);
 	*(volatile __u64 *)&r->exec_id = 0; /* readers see no image while it changes */
 	barrier();
 	if (old) {
-		push_ancestor(r);
-		r->ancestors[0].exec_id = old;
+		push_ancestor(t, r, old, id);
 		flags |= r->flags & (TRUNCATED | LINEAGE_UNKNOWN);
 	} else {
 		flags |= LINEAGE_UNKNOWN;
@@ -119,6 +150,12 @@ static __always_inline void carry_to_thread(struct task_struct *t)
 		return;
 	}
 	__builtin_memcpy(r, leader, sizeof(*r));
+	struct far_ancestors *f = far_of(t->group_leader, leader);
+	if (!f)
+		return;
+	struct far_ancestors *own = bpf_task_storage_get(&far, t, 0, CREATE);
+	if (own)
+		__builtin_memcpy(own, f, sizeof(*own));
 }
 
 SEC("tp_btf/sched_prepare_exec")

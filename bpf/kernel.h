@@ -87,9 +87,10 @@ struct seccomp {
 	int mode;
 };
 struct pt_regs___x86 {
-	unsigned long orig_ax;
+	unsigned long orig_ax, si;
 };
 struct pt_regs___arm64 {
+	__u64 regs[31];
 	__s32 syscallno;
 };
 

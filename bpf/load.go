@@ -79,7 +79,8 @@ type Sensor struct {
 	names   []string   // of sockets, which connects are recorded by
 	guarded []*os.File // folders that are marked as the agent's
 	looking sync.Mutex // questions over the map `looked`
-	buffers sync.Pool  // of bytes of bindings
+	buffers sync.Pool  // of bytes of bindings (T1)
+	answer  answer     // T2
 }
 
 // Load attaches the sensor, or takes over the pinned one that an agent of the same build
@@ -231,6 +232,9 @@ func (s *Sensor) makeMaps() error {
 	for name := range only.Maps {
 		s.maps[name] = c.DetachMap(name)
 	}
+	if err := s.answer.open(s.maps["answer"].FD()); err != nil {
+		return err
+	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
 		return fmt.Errorf("reading the boot clock: %w", err)
@@ -308,7 +312,7 @@ func (s *Sensor) release() error {
 
 // Close releases the sensor. The hooks stay attached and go on recording; see Unpin.
 func (s *Sensor) Close() error {
-	errs := []error{s.release()}
+	errs := []error{s.release(), s.answer.close()}
 	for _, f := range s.guarded {
 		errs = append(errs, f.Close())
 	}

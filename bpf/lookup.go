@@ -59,10 +59,30 @@ func (s *Sensor) watchSocket(fd int) error {
 }
 
 // Binding returns who connected the accepted socket, how that process is now, and at T2 also
-// who holds the other end at this moment. ErrNoBinding if the kernel has no record. About 4 µs.
-func (s *Sensor) Binding(connFD int) (record.Binding, error) {
+// who holds the other end at this moment. ErrNoBinding if the kernel has no record.
+func (s *Sensor) Binding(connFD int) (b record.Binding, err error) {
+	if s.tier == selectors.TierT2 {
+		b, err = s.answer.ask(connFD, s.bootID)
+	} else {
+		b, err = s.lookUpBinding(connFD)
+	}
+	if err != nil {
+		return record.Binding{}, err
+	}
+	if b.Tier != s.tier {
+		return record.Binding{}, fmt.Errorf("%w: the record is of tier %s", record.ErrNoBinding, b.Tier)
+	}
+	s.complete(&b.Task)
+	b.Credentials.Namespaces.MarkHost(s.host)
+	b.Now.Credentials.Namespaces.MarkHost(s.host)
+	return b, nil
+}
+
+// lookUpBinding reads what is kept on the accepted socket (T1), after asking for how the caller is now.
+func (s *Sensor) lookUpBinding(connFD int) (record.Binding, error) {
 	before := bootNow()
-	getsockname(connFD)
+	var name [record.AnswerName]byte
+	getsockname(connFD, &name)
 	raw := s.buffers.Get().(*[record.BindingSize]byte)
 	defer s.buffers.Put(raw)
 	key := uint32(connFD)
@@ -72,19 +92,10 @@ func (s *Sensor) Binding(connFD int) (record.Binding, error) {
 		return record.Binding{}, fmt.Errorf("looking up the binding: %w", err)
 	}
 	b, asked, err := record.DecodeBinding(raw[:], s.bootID)
-	if err != nil {
-		return record.Binding{}, err
-	}
-	if b.Tier != s.tier || (s.tier == selectors.TierT2 && asked < before) {
-		return record.Binding{}, fmt.Errorf("%w: the hook gave no answer now", record.ErrNoBinding)
-	}
 	if asked < before { // the hook is unavailable
 		b.Now = record.Now{}
 	}
-	s.complete(&b.Task)
-	b.Credentials.Namespaces.MarkHost(s.host)
-	b.Now.Credentials.Namespaces.MarkHost(s.host)
-	return b, nil
+	return b, err
 }
 
 // complete tells what the hooks would have seen of tampering with the task's image: nothing
@@ -97,10 +108,9 @@ func (s *Sensor) complete(t *record.Task) {
 }
 
 // getsockname asks the kernel for the socket's name for the sake of the hook that runs then.
-func getsockname(fd int) {
-	var name unix.RawSockaddrAny
-	size := uint32(unix.SizeofSockaddrAny)
-	_, _, _ = unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&name)), uintptr(unsafe.Pointer(&size)))
+func getsockname(fd int, name *[record.AnswerName]byte) {
+	size := uint32(len(name))
+	_, _, _ = unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&size)))
 }
 
 func bootNow() uint64 {
@@ -113,16 +123,32 @@ func bootNow() uint64 {
 
 // Task returns the record of the process that a pidfd names. ErrNoRecord if there is none.
 func (s *Sensor) Task(pidfd int) (record.Task, error) {
-	raw, err := s.stable("tasks", pidfd)
-	if err != nil {
-		return record.Task{}, err
+	for range 100 {
+		raw, err := s.stable("tasks", pidfd)
+		if err != nil {
+			return record.Task{}, err
+		}
+		var far []byte
+		if record.HasFar(raw) {
+			if far, err = s.stable("far", pidfd); errors.Is(err, record.ErrNoRecord) {
+				continue // it exits, or executes another program
+			} else if err != nil {
+				return record.Task{}, err
+			}
+		}
+		t, err := record.DecodeTask(raw, far, s.bootID)
+		if errors.Is(err, record.ErrTorn) {
+			continue
+		}
+		if err == nil {
+			s.complete(&t)
+		}
+		return t, err
 	}
-	t, err := record.DecodeTask(raw, s.bootID)
-	if err == nil {
-		s.complete(&t)
-	}
-	return t, err
+	return record.Task{}, errTooFast
 }
+
+var errTooFast = errors.New("looking up a process: it executes programs faster than it can be read")
 
 // Exec returns what is known of an execve beside the task's record, by a process that runs its
 // image. ErrNoRecord if there is nothing (it was of no script and no digest is wanted), or if the
@@ -164,7 +190,7 @@ func (s *Sensor) stable(name string, pidfd int) ([]byte, error) {
 		}
 		last = raw
 	}
-	return nil, fmt.Errorf("looking up %s: the process executes programs faster than it can be read", name)
+	return nil, errTooFast
 }
 
 // Key returns the key of the process that a pidfd names. ErrNoRecord if there is none.

@@ -4,8 +4,9 @@
  * used again. The agent looks tasks up by pidfd and sockets by their descriptor.
  *
  *	tasks      every thread group leader → its image and lineage
+ *	far        those of them with a long lineage → the rest of it
  *	listeners  T1: the agent's listening sockets
- *	bindings   accepted socket → who connected
+ *	bindings   T1: accepted socket → who connected
  *	owners     T1: client socket → who may use it
  *	claims     T2: client socket → who called connect()
  *	inodes     T1: files that were executed or mapped as code; needs CONFIG_BPF_LSM
@@ -19,6 +20,7 @@
  *	state      one element: counters of the programs
  *	settings   one element: what the agent tells the programs
  *	scratch    one element: a record while seeding makes it
+ *	answer     T2: one element, in the agent's memory: who connected the socket that it asked for
  *	held       one element: the question who holds a socket, and its answer
  *	looked     one element: the answer to a question about one process
  *	events     event records; history only, may be lost
@@ -55,6 +57,7 @@ struct claim {
 };
 
 STORAGE(tasks, BPF_MAP_TYPE_TASK_STORAGE, struct task_record);
+STORAGE(far, BPF_MAP_TYPE_TASK_STORAGE, struct far_ancestors);
 STORAGE(listeners, BPF_MAP_TYPE_SK_STORAGE, __u32);
 STORAGE(bindings, BPF_MAP_TYPE_SK_STORAGE, struct binding);
 STORAGE(owners, BPF_MAP_TYPE_SK_STORAGE, struct owner);
@@ -89,9 +92,17 @@ SET(admitted, 64, __u64);
 
 SINGLE(state, struct sensor_state);
 SINGLE(settings, struct sensor_settings);
-SINGLE(scratch, struct task_record);
+SINGLE(scratch, struct caller);
 SINGLE(looked, struct looked);
 SINGLE(held, struct holders);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct answer);
+} answer SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -15,9 +15,10 @@ static __always_inline __u64 seeded_id(const struct sensor_state *s, __u32 tgid)
 	return SEEDED_EXEC_ID | s->seed_time << 22 | tgid;
 }
 
-static __always_inline void seed_ancestors(struct task_record *r, struct task_struct *t,
+static __always_inline void seed_ancestors(struct caller *c, struct task_struct *t,
 					   const struct sensor_state *s)
 {
+	struct task_record *r = &c->task;
 	__u32 n = 0;
 #pragma unroll
 	for (int i = 0; i < ANCESTORS; i++) {
@@ -25,7 +26,7 @@ static __always_inline void seed_ancestors(struct task_record *r, struct task_st
 		__u32 tgid = BPF_CORE_READ(t, tgid);
 		if (!tgid)
 			break;
-		struct ancestor *a = &r->ancestors[i];
+		struct ancestor *a = i < NEAR ? &r->ancestors[i] : &c->far.list[i - NEAR];
 		struct inode *inode = BPF_CORE_READ(t, mm, exe_file, f_inode);
 		a->exec_id = seeded_id(s, tgid);
 		a->start = BPF_CORE_READ(t, start_boottime);
@@ -53,13 +54,15 @@ int seed(struct bpf_iter__task *ctx)
 	struct task_struct *t = ctx->task;
 	struct sensor_state *s = sensor();
 	__u32 zero = 0;
-	struct task_record *r = bpf_map_lookup_elem(&scratch, &zero);
-	if (!t || !s || !r || t->pid != t->tgid)
+	struct caller *c = bpf_map_lookup_elem(&scratch, &zero);
+	if (!t || !s || !c || t->pid != t->tgid)
 		return 0;
 	note_host(s, t);
 	if (bpf_task_storage_get(&tasks, t, 0, 0))
 		return 0;
+	struct task_record *r = &c->task;
 	__builtin_memset(r, 0, sizeof(*r));
+	__builtin_memset(&c->far, 0, sizeof(c->far));
 	r->exec_id = seeded_id(s, t->tgid);
 	r->start = t->start_boottime;
 	r->tgid = t->tgid;
@@ -72,7 +75,10 @@ int seed(struct bpf_iter__task *ctx)
 		read_executable(&r->exe, inode);
 		r->flags |= file_flags(&r->exe);
 	}
-	seed_ancestors(r, t, s);
+	seed_ancestors(c, t, s);
+	c->far.exec_id = r->exec_id;
+	if (r->ancestor_count > NEAR && !bpf_task_storage_get(&far, t, &c->far, CREATE))
+		cut_lineage(r);
 	if (bpf_task_storage_get(&tasks, t, r, CREATE))
 		__sync_fetch_and_add(&s->seeded, 1);
 	else

@@ -17,12 +17,14 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sensorMapAdmitted             = "admitted"
+	sensorMapAnswer               = "answer"
 	sensorMapBindings             = "bindings"
 	sensorMapClaims               = "claims"
 	sensorMapCode                 = "code"
 	sensorMapDoors                = "doors"
 	sensorMapEvents               = "events"
 	sensorMapExecs                = "execs"
+	sensorMapFar                  = "far"
 	sensorMapGuarded              = "guarded"
 	sensorMapHeld                 = "held"
 	sensorMapInodes               = "inodes"
@@ -192,12 +194,14 @@ type sensorProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sensorMapSpecs struct {
 	Admitted  *ebpf.MapSpec `ebpf:"admitted"`
+	Answer    *ebpf.MapSpec `ebpf:"answer"`
 	Bindings  *ebpf.MapSpec `ebpf:"bindings"`
 	Claims    *ebpf.MapSpec `ebpf:"claims"`
 	Code      *ebpf.MapSpec `ebpf:"code"`
 	Doors     *ebpf.MapSpec `ebpf:"doors"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Execs     *ebpf.MapSpec `ebpf:"execs"`
+	Far       *ebpf.MapSpec `ebpf:"far"`
 	Guarded   *ebpf.MapSpec `ebpf:"guarded"`
 	Held      *ebpf.MapSpec `ebpf:"held"`
 	Inodes    *ebpf.MapSpec `ebpf:"inodes"`
@@ -239,12 +243,14 @@ func (o *sensorObjects) Close() error {
 // It can be passed to loadSensorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sensorMaps struct {
 	Admitted  *ebpf.Map `ebpf:"admitted"`
+	Answer    *ebpf.Map `ebpf:"answer"`
 	Bindings  *ebpf.Map `ebpf:"bindings"`
 	Claims    *ebpf.Map `ebpf:"claims"`
 	Code      *ebpf.Map `ebpf:"code"`
 	Doors     *ebpf.Map `ebpf:"doors"`
 	Events    *ebpf.Map `ebpf:"events"`
 	Execs     *ebpf.Map `ebpf:"execs"`
+	Far       *ebpf.Map `ebpf:"far"`
 	Guarded   *ebpf.Map `ebpf:"guarded"`
 	Held      *ebpf.Map `ebpf:"held"`
 	Inodes    *ebpf.Map `ebpf:"inodes"`
@@ -262,12 +268,14 @@ type sensorMaps struct {
 func (m *sensorMaps) Close() error {
 	return _SensorClose(
 		m.Admitted,
+		m.Answer,
 		m.Bindings,
 		m.Claims,
 		m.Code,
 		m.Doors,
 		m.Events,
 		m.Execs,
+		m.Far,
 		m.Guarded,
 		m.Held,
 		m.Inodes,

@@ -29,6 +29,7 @@ type settings struct {
 	AgentTGID   uint32
 	Tier        uint32
 	TamperSeen  uint32
+	Answer      uint64
 	Names       [socketNames]struct {
 		Length uint32
 		Text   [108]byte
@@ -107,7 +108,7 @@ func (s *Sensor) writeSettings(build uint64) error {
 	if err != nil {
 		return err
 	}
-	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds)}
+	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds), Answer: s.answer.address()}
 	for i, name := range s.names {
 		set.Names[i].Length = uint32(copy(set.Names[i].Text[:], "/"+name))
 	}

@@ -11,6 +11,18 @@
 #define TS_COMPAT 2           /* x86: this call is by a 32-bit number */
 #define TIF_32BIT (1ul << 22) /* arm64: this is a 32-bit program */
 
+/* The second argument of the system call that the current task makes. */
+static __always_inline __u64 second_argument(struct task_struct *t)
+{
+	struct pt_regs___x86 *x86 = (void *)bpf_task_pt_regs(t);
+	struct pt_regs___arm64 *arm64 = (void *)x86;
+	if (bpf_core_field_exists(x86->orig_ax))
+		return BPF_CORE_READ(x86, si);
+	if (bpf_core_field_exists(arm64->syscallno))
+		return BPF_CORE_READ(arm64, regs[1]);
+	return 0;
+}
+
 enum access { OTHER, READ, WRITE, ATTACH, READ_VM, WRITE_VM, TAKE_DESCRIPTOR, OPEN };
 
 static __always_inline enum access access_x86(unsigned long nr)

@@ -34,6 +34,9 @@ func (s *Sensor) takeOver() (why string, err error) {
 		}
 		s.maps[name] = m
 	}
+	if err := s.answer.open(s.maps["answer"].FD()); err != nil {
+		return "the map of answers can not be used", errors.Join(err, s.release())
+	}
 	var set settings
 	if err := s.maps["settings"].Lookup(uint32(0), &set); err != nil || set.Build != build() {
 		return "the pins were made by another build, or not to the end", errors.Join(err, s.release())

@@ -45,14 +45,38 @@ static __always_inline __u32 file_flags(const struct executable *x)
 	return DELETED | (x->magic == TMPFS_MAGIC ? MEMORY_FILE : 0);
 }
 
+/* What is further away than the record holds is not known: visibly. */
+static __always_inline void cut_lineage(struct task_record *r)
+{
+	record_lost();
+	r->ancestor_count = NEAR;
+	r->flags |= TRUNCATED;
+}
+
+/* The far ancestors of the record of a process, if it has any. */
+static __always_inline struct far_ancestors *far_of(struct task_struct *leader,
+						    const struct task_record *r)
+{
+	if (r->ancestor_count <= NEAR)
+		return 0;
+	struct far_ancestors *f = bpf_task_storage_get(&far, leader, 0, 0);
+	return f && f->exec_id == r->exec_id ? f : 0;
+}
+
 /* The current process as a caller; exec_id 0 when it has no record. */
 static __always_inline void read_caller(struct caller *c, struct task_struct *t,
 					const struct task_record *r)
 {
-	if (r)
+	if (r) {
 		__builtin_memcpy(&c->task, r, sizeof(c->task));
-	else
+		struct far_ancestors *f = far_of(t->group_leader, r);
+		if (f)
+			__builtin_memcpy(&c->far, f, sizeof(c->far));
+		else if (r->ancestor_count > NEAR)
+			cut_lineage(&c->task);
+	} else {
 		c->task.exec_id = 0;
+	}
 	c->cgroup = bpf_get_current_cgroup_id();
 	c->time = bpf_ktime_get_boot_ns();
 	read_current_credentials(&c->creds, t);

@@ -10,6 +10,7 @@
 #pragma once
 
 #define ANCESTORS 16
+#define NEAR 6 /* of them are in the task's record, which every fork copies; most have no more */
 
 /* task_record.flags; ancestor.flags holds those of the image, and REPLACED_IN_PLACE */
 #define OBSERVED 1u            /* the sensor saw this image being executed */
@@ -82,12 +83,19 @@ struct task_record {
 	__u32 flags;
 	__u32 ancestor_count;
 	struct executable exe;
-	struct ancestor ancestors[ANCESTORS]; /* nearest first */
+	struct ancestor ancestors[NEAR]; /* nearest first; the others are far_ancestors */
 	struct integrity integrity;
 	__u32 bound; /* it connected to the agent: its changes wake the agent */
-	__u32 zero;
+	__u32 noted; /* there is an exec_info beside it */
 };
-_Static_assert(sizeof(struct task_record) == 776, "task_record");
+_Static_assert(sizeof(struct task_record) == 376, "task_record");
+
+/* Of a process with more than NEAR ancestors. They hold as long as exec_id is the record's. */
+struct far_ancestors {
+	__u64 exec_id;
+	struct ancestor list[ANCESTORS - NEAR];
+};
+_Static_assert(sizeof(struct far_ancestors) == 408, "far_ancestors");
 
 /* Numbers of the namespaces (nsfs inodes) that a process is in. */
 struct namespaces {
@@ -130,11 +138,12 @@ _Static_assert(sizeof(struct credentials) == 232, "credentials");
 /* Who called connect(). */
 struct caller {
 	struct task_record task;
-	__u64 cgroup; /* v2 id at connect */
+	struct far_ancestors far; /* set if task.ancestor_count says so */
+	__u64 cgroup;             /* v2 id at connect */
 	__u64 time;
 	struct credentials creds; /* at connect */
 };
-_Static_assert(sizeof(struct caller) == 1024, "caller");
+_Static_assert(sizeof(struct caller) == 1032, "caller");
 
 /* A process at the moment of a question. */
 struct now {
@@ -157,11 +166,11 @@ _Static_assert(sizeof(struct now) == 248, "now");
 #define HANDED_RECEIVE 2u
 #define HANDED_PASS 4u
 
-/* On the accepted socket. */
+/* T1: on the accepted socket. T2: the answer to the agent's question. */
 struct binding {
 	struct caller who;
 	__u64 handed_exec_id;
-	__u64 asked;       /* when the agent asked */
+	__u64 asked;       /* when the agent asked; T2: written last */
 	__u64 exec_id_now; /* T2: image of the recorded process when the agent asked */
 	__u32 tier;        /* 3 is T1, 2 is T2: selectors.Tier */
 	__u32 state;
@@ -174,7 +183,15 @@ struct binding {
 	struct now now;   /* of the process whose connect() succeeded, when the agent asked */
 	__u64 file;       /* T2: address of the client's open file, which only says "the same" */
 };
-_Static_assert(sizeof(struct binding) == 1336, "binding");
+_Static_assert(sizeof(struct binding) == 1344, "binding");
+
+/* T2: lies in the agent's memory, too. It asks by getsockname(2) with the address of `name`
+ * there, where the kernel then writes the socket's name. */
+struct answer {
+	__u8 name[128];
+	struct binding binding;
+};
+_Static_assert(sizeof(struct answer) == 1472, "answer");
 
 /* The question which processes hold an open file, and the answer (T2). */
 struct holders {
@@ -315,6 +332,7 @@ struct sensor_settings {
 	__u32 agent_tgid;   /* who may ask for bindings */
 	__u32 tier;
 	__u32 tamper_seen;                      /* integrity.flags that the hooks here never miss */
+	__u64 answer;                           /* T2: address of it in the agent's memory */
 	struct socket_name names[SOCKET_NAMES]; /* T2 */
 };
-_Static_assert(sizeof(struct sensor_settings) == 936, "sensor_settings");
+_Static_assert(sizeof(struct sensor_settings) == 944, "sensor_settings");

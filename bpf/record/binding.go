@@ -17,14 +17,15 @@ type Now struct {
 	Credentials Credentials
 }
 
-func decodeNow(r *reader) (n Now, start uint64) {
-	start = r.u64()
-	n.CgroupID, n.Credentials = r.u64(), decodeCredentials(r)
-	if start == 0 {
-		return Now{}, 0
+// decode returns when the process started; 0: it is unknown.
+func (n *Now) decode(r *reader) (start uint64) {
+	if start = r.u64(); start == 0 {
+		*r = (*r)[NowSize-8:]
+		return 0
 	}
-	n.Known = true
-	return n, start
+	n.Known, n.CgroupID = true, r.u64()
+	n.Credentials.decode(r)
+	return start
 }
 
 // DecodeNow reads the answer about one process, and its start; start 0 is no such process.
@@ -33,7 +34,7 @@ func DecodeNow(raw []byte) (n Now, start uint64, err error) {
 		return Now{}, 0, fmt.Errorf("%w: an answer of %d bytes, want %d", ErrMalformed, len(raw), LookedSize)
 	}
 	r := reader(raw[8:])
-	n, start = decodeNow(&r)
+	start = n.decode(&r)
 	return n, start, nil
 }
 
@@ -115,20 +116,21 @@ func DecodeBinding(raw []byte, bootID string) (b Binding, asked uint64, err erro
 	if len(raw) != BindingSize {
 		return Binding{}, 0, fmt.Errorf("%w: a binding of %d bytes, want %d", ErrMalformed, len(raw), BindingSize)
 	}
-	b.Task, err = DecodeTask(raw[:TaskSize], bootID)
+	err = b.Task.decode(raw[:TaskSize], raw[TaskSize:TaskSize+FarSize], bootID)
 	if errors.Is(err, ErrNoRecord) {
 		return Binding{}, 0, ErrNoBinding
 	} else if err != nil {
 		return Binding{}, 0, err
 	}
-	r := reader(raw[TaskSize:])
-	b.CgroupID, b.Connected, b.Credentials = r.u64(), r.u64(), decodeCredentials(&r)
+	r := reader(raw[TaskSize+FarSize:])
+	b.CgroupID, b.Connected = r.u64(), r.u64()
+	b.Credentials.decode(&r)
 	b.HandedExecID, asked, b.Holder.ExecID = r.u64(), r.u64(), r.u64()
 	tier, state := r.u32(), r.u32()
 	b.Handed, b.HandedTGID = HandedOver(r.u32()), r.u32()
 	b.Holder.References, b.Holder.Held = int32(r.u32()), int32(r.u32())
 	b.Holder.Tables, b.Holder.Threads = int32(r.u32()), int32(r.u32())
-	b.Now, _ = decodeNow(&r)
+	b.Now.decode(&r)
 	b.OpenFile = r.u64()
 	b.Tier = selectors.Tier(tier)
 	switch {

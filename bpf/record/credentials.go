@@ -48,15 +48,14 @@ func (g *Groups) List() (gids []uint32, known bool) {
 	return g.gids[:g.count], true
 }
 
-func decodeGroups(r *reader) Groups {
-	g := Groups{count: r.u32()}
+func (g *Groups) decode(r *reader) {
+	g.count = r.u32()
 	g.known = g.count <= MaxGroups
 	list := *r
 	*r = list[4*MaxGroups:]
 	for i := range min(g.count, MaxGroups) {
 		g.gids[i] = list.u32()
 	}
-	return g
 }
 
 // Namespace is one namespace of a process.
@@ -88,8 +87,8 @@ func (n *Namespaces) MarkHost(host NamespaceNumbers) {
 	}
 }
 
-func decodeCredentials(r *reader) Credentials {
-	c := Credentials{Permitted: r.u64(), Effective: r.u64()}
+func (c *Credentials) decode(r *reader) {
+	c.Permitted, c.Effective = r.u64(), r.u64()
 	c.UID, c.GID, c.RealUID, c.RealGID = r.u32(), r.u32(), r.u32(), r.u32()
 	c.SavedUID, c.SavedGID, c.FSUID, c.FSGID = r.u32(), r.u32(), r.u32(), r.u32()
 	c.LoginUID, c.SessionID = r.u32(), r.u32()
@@ -99,7 +98,6 @@ func decodeCredentials(r *reader) Credentials {
 		User: Namespace{Inode: n.User}, PID: Namespace{Inode: n.PID}, Mount: Namespace{Inode: n.Mount},
 		Network: Namespace{Inode: n.Network}, Cgroup: Namespace{Inode: n.Cgroup}, IPC: Namespace{Inode: n.IPC}, UTS: Namespace{Inode: n.UTS},
 	}
-	c.Groups = decodeGroups(r)
+	c.Groups.decode(r)
 	r.u32()
-	return c
 }

@@ -3,6 +3,7 @@
 package record
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"time"
@@ -123,13 +124,29 @@ type Task struct {
 	Integrity Integrity
 }
 
-// DecodeTask reads struct task_record; ErrNoRecord if it is empty.
-func DecodeTask(raw []byte, bootID string) (Task, error) {
+// HasFar reports whether a struct task_record names ancestors that are in a struct far_ancestors.
+func HasFar(raw []byte) bool {
+	return len(raw) == TaskSize && binary.NativeEndian.Uint32(raw[countAt:]) > nearAncestors
+}
+
+const countAt = 52 // of task_record.ancestor_count
+
+// DecodeTask reads struct task_record, and struct far_ancestors if the record has some; ErrNoRecord if
+// it is empty, ErrTorn if the two are not of the same image.
+func DecodeTask(raw, far []byte, bootID string) (t Task, err error) {
+	err = t.decode(raw, far, bootID)
+	if err != nil {
+		return Task{}, err
+	}
+	return t, nil
+}
+
+func (t *Task) decode(raw, far []byte, bootID string) error {
 	if len(raw) != TaskSize {
-		return Task{}, fmt.Errorf("%w: a task of %d bytes, want %d", ErrMalformed, len(raw), TaskSize)
+		return fmt.Errorf("%w: a task of %d bytes, want %d", ErrMalformed, len(raw), TaskSize)
 	}
 	r := reader(raw)
-	t := Task{Process: selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}}
+	t.Process = selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}
 	r.u64() // forker_start
 	t.CgroupID = r.u64()
 	t.Process.TGID = r.u32()
@@ -139,30 +156,50 @@ func DecodeTask(raw []byte, bootID string) (Task, error) {
 	t.Executable = decodeFile(&r)
 	switch {
 	case t.Process.ExecID == 0:
-		return Task{}, ErrNoRecord
+		return ErrNoRecord
 	case t.Process.TGID == 0:
-		return Task{}, fmt.Errorf("%w: process number 0", ErrMalformed)
+		return fmt.Errorf("%w: process number 0", ErrMalformed)
 	case t.Flags&^knownFlags != 0 || t.Flags.Has(Observed) == t.Flags.Has(Seeded):
-		return Task{}, fmt.Errorf("%w: flags %#x", ErrMalformed, uint32(t.Flags))
+		return fmt.Errorf("%w: flags %#x", ErrMalformed, uint32(t.Flags))
 	case count > MaxAncestors:
-		return Task{}, fmt.Errorf("%w: %d ancestors", ErrMalformed, count)
+		return fmt.Errorf("%w: %d ancestors", ErrMalformed, count)
 	}
 	t.Ancestors = make([]Ancestor, count)
-	for i := range t.Ancestors {
-		a := &t.Ancestors[i]
-		a.Process = selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}
-		a.Inode, a.Device, a.Process.TGID, a.Flags = r.u64(), r.u32(), r.u32(), Flags(r.u32())
-		r.u32()
-		if a.Process.ExecID == 0 || a.Process.TGID == 0 || a.Flags&^knownFlags != 0 {
-			return Task{}, fmt.Errorf("%w: ancestor %d is incomplete", ErrMalformed, i)
+	near := min(count, nearAncestors)
+	if err := decodeAncestors(t.Ancestors[:near], r, bootID); err != nil {
+		return err
+	}
+	if count > near {
+		if len(far) != FarSize {
+			return fmt.Errorf("%w: far ancestors of %d bytes, want %d", ErrMalformed, len(far), FarSize)
+		}
+		f := reader(far)
+		if f.u64() != t.Process.ExecID {
+			return ErrTorn
+		}
+		if err := decodeAncestors(t.Ancestors[near:], f, bootID); err != nil {
+			return err
 		}
 	}
 	r = reader(raw[TaskSize-32:])
 	t.Integrity = Integrity{ByExecID: r.u64(), ByTGID: r.u32(), Seen: Tampering(r.u32()), Count: r.u32()}
 	if t.Integrity.Seen&^AllTampering != 0 {
-		return Task{}, fmt.Errorf("%w: integrity %#x", ErrMalformed, uint32(t.Integrity.Seen))
+		return fmt.Errorf("%w: integrity %#x", ErrMalformed, uint32(t.Integrity.Seen))
 	}
-	return t, nil
+	return nil
+}
+
+func decodeAncestors(into []Ancestor, r reader, bootID string) error {
+	for i := range into {
+		a := &into[i]
+		a.Process = selectors.ProcessKey{BootID: bootID, ExecID: r.u64(), StartBoottime: r.u64()}
+		a.Inode, a.Device, a.Process.TGID, a.Flags = r.u64(), r.u32(), r.u32(), Flags(r.u32())
+		r.u32()
+		if a.Process.ExecID == 0 || a.Process.TGID == 0 || a.Flags&^knownFlags != 0 {
+			return fmt.Errorf("%w: an ancestor is incomplete", ErrMalformed)
+		}
+	}
+	return nil
 }
 
 func decodeFile(r *reader) File {

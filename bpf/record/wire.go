@@ -18,15 +18,26 @@ var (
 	ErrNoBinding = errors.New("the sensor did not see who connected this socket: perhaps by a name that it does not watch (socket_names)")
 	// ErrMalformed: kernel bytes break the layout of wire.h.
 	ErrMalformed = errors.New("malformed kernel record")
+	// ErrTorn: the parts of a record are of different images, because the process executed another one
+	// while they were read.
+	ErrTorn = errors.New("the process executed another program meanwhile")
 )
 
 // Sizes of the structures in wire.h, in bytes.
 const (
-	TaskSize      = 776
-	credsSize     = 232
-	NowSize       = 16 + credsSize
-	LookedSize    = 8 + NowSize
-	BindingSize   = 1336
+	taskHead     = 104 // before the ancestors
+	ancestorSize = 40
+	TaskSize     = taskHead + nearAncestors*ancestorSize + 32
+	FarSize      = 8 + (MaxAncestors-nearAncestors)*ancestorSize
+	credsSize    = 232
+	NowSize      = 16 + credsSize
+	LookedSize   = 8 + NowSize
+	callerSize   = TaskSize + FarSize + 16 + credsSize
+	BindingSize  = callerSize + 56 + NowSize + 8
+	// AnswerSize is that of a binding behind AnswerName bytes for the socket's name.
+	AnswerName    = 128
+	AskedAt       = callerSize + 8 // where a binding says when the agent asked
+	AnswerSize    = AnswerName + BindingSize
 	ExecSize      = 400
 	FileStateSize = 16
 	CodeSize      = 8 + MaxMappedFiles*32
@@ -37,6 +48,7 @@ const (
 // How many of each a structure holds.
 const (
 	MaxAncestors   = 16
+	nearAncestors  = 6  // of them are in the task's own record
 	MaxGroups      = 32 // supplementary
 	MaxMappedFiles = 60
 )

@@ -32,8 +32,41 @@ func sampleTask() []byte {
 	return b
 }
 
+// sampleFar is what sampleTask has of far ancestors when it has n in all.
+func sampleFar(task []byte, n byte) []byte {
+	task[countAt] = n
+	for i := range int(min(n, nearAncestors)) {
+		copy(task[taskHead+i*ancestorSize:], task[taskHead:taskHead+ancestorSize])
+	}
+	far := append(make([]byte, 0, FarSize), task[:8]...)
+	for i := range MaxAncestors - nearAncestors {
+		far = append(far, task[taskHead:taskHead+ancestorSize]...)
+		far[8+i*ancestorSize] += byte(i + 1)
+	}
+	return far
+}
+
+func TestDecodeFarAncestors(t *testing.T) {
+	raw := sampleTask()
+	far := sampleFar(raw, nearAncestors+2)
+	task, err := DecodeTask(raw, far, "boot")
+	if err != nil || len(task.Ancestors) != nearAncestors+2 || task.Ancestors[nearAncestors+1].Process.ExecID != 78 || !HasFar(raw) {
+		t.Fatalf("%+v, %v", task, err)
+	}
+	far[0]++
+	if _, err := DecodeTask(raw, far, "boot"); !errors.Is(err, ErrTorn) {
+		t.Errorf("ancestors of another image: %v, want ErrTorn", err)
+	}
+	if _, err := DecodeTask(raw, nil, "boot"); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no far ancestors: %v, want ErrMalformed", err)
+	}
+	if near := sampleTask(); HasFar(near) {
+		t.Error("a task with one ancestor has far ones")
+	}
+}
+
 func TestDecodeTask(t *testing.T) {
-	task, err := DecodeTask(sampleTask(), "boot")
+	task, err := DecodeTask(sampleTask(), nil, "boot")
 	if err != nil || task.Process.TGID != 42 || task.Process.ExecID != 77 || len(task.Ancestors) != 1 || task.Ancestors[0].Process.TGID != 41 {
 		t.Fatalf("%+v, %v", task, err)
 	}
@@ -46,11 +79,11 @@ func TestDecodeTask(t *testing.T) {
 	} {
 		b := sampleTask()
 		breakIt(b)
-		if _, err := DecodeTask(b, "boot"); !errors.Is(err, ErrMalformed) {
+		if _, err := DecodeTask(b, nil, "boot"); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v, want ErrMalformed", name, err)
 		}
 	}
-	if _, err := DecodeTask(make([]byte, TaskSize), "boot"); !errors.Is(err, ErrNoRecord) {
+	if _, err := DecodeTask(make([]byte, TaskSize), nil, "boot"); !errors.Is(err, ErrNoRecord) {
 		t.Errorf("an empty record: %v, want ErrNoRecord", err)
 	}
 }
@@ -93,6 +126,8 @@ func TestDecodeExec(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add(sampleTask())
+	long := sampleTask()
+	f.Add(append(long, sampleFar(long, MaxAncestors)...))
 	f.Add(append(sampleTask(), make([]byte, BindingSize-TaskSize)...))
 	f.Add(make([]byte, EventSize))
 	f.Add(sampleExec())
@@ -100,7 +135,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(make([]byte, LookedSize))
 	f.Add([]byte("token...written."))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if task, err := DecodeTask(raw, "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > MaxAncestors) {
+		if task, err := DecodeTask(raw[:min(len(raw), TaskSize)], raw[min(len(raw), TaskSize):], "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > MaxAncestors) {
 			t.Errorf("accepted %+v", task)
 		}
 		if b, _, err := DecodeBinding(raw, "b"); err == nil && (b.Task.Process.ExecID == 0 || b.Tier == 0) {
