@@ -9,12 +9,14 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/assay-id/assay/cmd/dev"
+	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
 // shared is the machine that most tests use. Those that break theirs start one of their own.
@@ -36,7 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if err := shared.Close(); err != nil {
+	if err := errors.Join(shared.Close(), swtpmtest.Clean()); err != nil {
 		fmt.Fprintln(os.Stderr, "clean up:", err)
 		code = 1
 	}
