@@ -180,7 +180,7 @@ func (s *Server) Serve(ctx context.Context, tcp, unix net.Listener) error {
 // authorities are those of the present bundle.
 func (s *Server) authorities() []*x509.Certificate {
 	b, _ := s.cfg.Signer.Bundle()
-	return b.X509
+	return b.Roots()
 }
 
 // roles are what registration entries grant to the holder of an SVID.

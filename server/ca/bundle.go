@@ -28,7 +28,9 @@ const (
 // Bundle is the trust bundle of our trust domain (SPIFFE Trust Domain and Bundle §4).
 type Bundle struct {
 	// X509 authorities in the order in which they were added; stable between changes.
-	X509 []*x509.Certificate
+	X509 []X509Authority
+	// JWT and WIT authorities, likewise.
+	JWT, WIT []KeyAuthority
 	// Sequence starts at 0 and rises by one with every effective change.
 	Sequence uint64
 
@@ -39,6 +41,15 @@ type Bundle struct {
 type stored struct {
 	cert     *x509.Certificate
 	revision int64
+}
+
+// Roots are the certificates of X509.
+func (b Bundle) Roots() []*x509.Certificate {
+	roots := make([]*x509.Certificate, 0, len(b.X509))
+	for _, a := range b.X509 {
+		roots = append(roots, a.Cert)
+	}
+	return roots
 }
 
 // Bundle returns the present bundle and a channel that is closed when it changes.
@@ -108,7 +119,7 @@ func (c *CA) show(b Bundle, batch store.Batch) {
 	})
 	b.known, b.X509 = known, nil
 	for _, key := range keys {
-		b.X509 = append(b.X509, known[key].cert)
+		b.X509 = append(b.X509, X509Authority{Cert: known[key].cert})
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -82,7 +82,7 @@ func TestShapes(t *testing.T) {
 	if len(b.X509) != 1 || b.Sequence != 0 {
 		t.Fatalf("first bundle: %d authorities, sequence %d", len(b.X509), b.Sequence)
 	}
-	root := b.X509[0]
+	root := b.X509[0].Cert
 	if !root.IsCA || root.MaxPathLen != -1 || root.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign ||
 		len(root.AuthorityKeyId) != 0 || len(root.SubjectKeyId) != 20 || root.URIs[0].String() != "spiffe://example.org" ||
 		root.Subject.SerialNumber != root.SerialNumber.String() || root.NotAfter.Sub(clk.now()) != 24*time.Hour {
@@ -150,7 +150,7 @@ func TestRotation(t *testing.T) {
 	step(6*time.Hour, 3, 2, false) // and its activation
 	step(12*time.Hour, 4, 3, true) // another, while the first expired a day ago (hour 48)
 	step(30*time.Minute, 3, 4, true)
-	if b, _ := c.Bundle(); b.X509[0].Equal(first.X509[0]) {
+	if b, _ := c.Bundle(); b.X509[0].Cert.Equal(first.X509[0].Cert) {
 		t.Error("the first authority is still there a day after its end")
 	}
 	// A new process signs with the same key.
@@ -201,7 +201,7 @@ func TestTwoServersShareTheBundle(t *testing.T) {
 	}
 	a, _ := servers[0].Bundle()
 	b, _ := servers[1].Bundle()
-	if !slices.EqualFunc(a.X509, b.X509, (*x509.Certificate).Equal) {
+	if !slices.EqualFunc(a.Roots(), b.Roots(), (*x509.Certificate).Equal) {
 		t.Error("the servers show the bundle in different orders")
 	}
 }

@@ -63,8 +63,8 @@ func Bundle(td spiffeid.TrustDomain, b ca.Bundle, m *types.BundleMask) *types.Bu
 		p.SequenceNumber = b.Sequence
 	}
 	if m == nil || m.X509Authorities {
-		for _, cert := range b.X509 {
-			p.X509Authorities = append(p.X509Authorities, &types.X509Certificate{Asn1: cert.Raw})
+		for _, a := range b.X509 {
+			p.X509Authorities = append(p.X509Authorities, &types.X509Certificate{Asn1: a.Cert.Raw, Tainted: a.Tainted})
 		}
 	}
 	return p
