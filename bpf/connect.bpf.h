@@ -110,7 +110,7 @@ int on_connect(struct bpf_sock_addr *ctx)
 	if (r && t->ptrace && !(r->integrity.flags & PTRACE_ATTACHED))
 		tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
 	read_caller(&k->who, t, r);
-	k->pid = (__u64)BPF_CORE_READ(t, signal, pids[1]);
+	k->pid = (__u64)t->signal->pids[1];
 	barrier();
 	*(volatile __u32 *)&k->claimed = WRITTEN;
 	return 1;
@@ -127,8 +127,6 @@ static long count_held(__u32 block, struct walk *w)
 {
 	__u64 files[32];
 	__u32 first = block * 32;
-	if (first >= w->max)
-		return 1;
 	if (bpf_probe_read_kernel(files, sizeof(files), (void *)(w->descriptors + first * 8ull)))
 		return 1;
 	for (int i = 0; i < 32; i++)
@@ -145,12 +143,12 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 		return;
 	struct task_record *r = bpf_task_storage_get(&tasks, t, 0, 0);
 	if (r && r->start == b->who.task.start) {
-		struct files_struct *fs = BPF_CORE_READ(t, files);
-		struct fdtable *table = BPF_CORE_READ(fs, fdt);
+		struct files_struct *fs = t->files; /* reads as 0, and 0 below that, in an exit */
+		struct fdtable *table = fs->fdt;
 		struct walk w = {
-			.descriptors = (__u64)BPF_CORE_READ(table, fd),
+			.descriptors = (__u64)table->fd,
 			.file = (__u64)f,
-			.max = BPF_CORE_READ(table, max_fds),
+			.max = table->max_fds,
 		};
 		b->state |= ALIVE;
 		b->exec_id_now = r->exec_id;
@@ -160,10 +158,10 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 				tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
 		}
 		r->bound = 1;
-		b->tables = BPF_CORE_READ(fs, count.counter);
-		b->threads = BPF_CORE_READ(t, signal, nr_threads);
+		b->tables = fs->count.counter;
+		b->threads = t->signal->nr_threads;
 		if (f) /* looks at 262,144 descriptors; any beyond count as not held */
-			bpf_loop(8192, count_held, &w, 0);
+			bpf_loop(w.max < 8192 * 32 ? (w.max + 31) / 32 : 8192, count_held, &w, 0);
 		b->held = w.held;
 		if (!(b->state & PEER_DIFFERS))
 			READ_NOW(PLAIN, &b->now, t);
@@ -206,16 +204,16 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 	copy_caller(&b->who, &k->who);
 	b->tier = 2;
 	b->state = k->shared ? SHARED : 0;
-	if ((__u64)BPF_CORE_READ((struct sock *)u, sk_peer_pid) != k->pid)
+	if ((__u64)u->sk.sk_peer_pid != k->pid)
 		b->state |= PEER_DIFFERS;
 	b->exec_id_now = 0;
 	b->references = b->held = b->tables = b->threads = 0;
-	struct socket *socket = BPF_CORE_READ(peer, sk_socket);
-	struct file *f = BPF_CORE_READ(socket, file);
+	struct socket *socket = peer->sk_socket;
+	struct file *f = socket->file;
 	if (!socket || !f)
 		b->state |= CLOSED;
 	else
-		b->references = BPF_CORE_READ(f, f_ref.refcnt.counter) + 1;
+		b->references = f->f_ref.refcnt.counter + 1;
 	b->file = socket ? (__u64)f : 0;
 	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;

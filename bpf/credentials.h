@@ -9,18 +9,17 @@
 #define UNSET (~0u)
 #define PFA_NO_NEW_PRIVS 1ul
 
-static __always_inline __u32 pid_namespace(struct task_struct *t)
+/* Two ways to read a field: plain, by a pointer that the verifier knows; or by any address. */
+#define PLAIN(p, field) ((p)->field)
+#define PROBED(p, field) BPF_CORE_READ(p, field)
+
+/* Of a process with more numbers than one: the namespace of its deepest. */
+static __always_inline __u32 deep_namespace(struct pid *p, __u32 level)
 {
-	struct pid *p = BPF_CORE_READ(t, thread_pid);
-	__u32 level = BPF_CORE_READ(p, level);
 	struct upid *u = (void *)p + bpf_core_field_offset(struct pid, numbers) +
 			 level * bpf_core_type_size(struct upid);
 	return BPF_CORE_READ(u, ns, ns.inum);
 }
-
-/* Two ways to read a field: plain, by a pointer that the verifier knows; or by any address. */
-#define PLAIN(p, field) ((p)->field)
-#define PROBED(p, field) BPF_CORE_READ(p, field)
 
 #define READ_NAMESPACES(READ, n, t, cred)                                                          \
 	do {                                                                                       \
@@ -32,7 +31,10 @@ static __always_inline __u32 pid_namespace(struct task_struct *t)
 		struct ipc_namespace *_ipc = READ(_p, ipc_ns);                                     \
 		struct uts_namespace *_uts = READ(_p, uts_ns);                                     \
 		(n)->user = READ(_user, ns.inum);                                                  \
-		(n)->pid = pid_namespace(t);                                                       \
+		struct pid *_pid = READ(t, thread_pid);                                            \
+		struct pid_namespace *_first = READ(_pid, numbers[0].ns);                          \
+		__u32 _level = READ(_pid, level);                                                  \
+		(n)->pid = _level ? deep_namespace(_pid, _level) : READ(_first, ns.inum);          \
 		(n)->mnt = READ(_mnt, ns.inum);                                                    \
 		(n)->net = READ(_net, ns.inum);                                                    \
 		(n)->cgroup = READ(_cgroup, ns.inum);                                              \
@@ -41,12 +43,11 @@ static __always_inline __u32 pid_namespace(struct task_struct *t)
 	} while (0)
 
 /* Sorted by the kernel, so two lists that are equal have equal bytes. */
-static __always_inline void read_groups(struct credentials *c, struct group_info *list)
+static __always_inline void read_groups(struct credentials *c, struct group_info *list, __u32 count)
 {
 	__builtin_memset(c->groups, 0, sizeof(c->groups));
 	c->group_count = UNSET;
-	__u32 count = UNSET;
-	if (bpf_core_read(&count, sizeof(count), &list->ngroups))
+	if (!list)
 		return;
 	__u32 fit = count < GROUPS ? count : GROUPS;
 	if (!bpf_probe_read_kernel(c->groups, fit * sizeof(c->groups[0]), &list->gid))
@@ -55,8 +56,13 @@ static __always_inline void read_groups(struct credentials *c, struct group_info
 
 #define READ_CREDENTIALS(READ, c, t, cred)                                                         \
 	do {                                                                                       \
-		bpf_core_read(&(c)->permitted, 8, &(cred)->cap_permitted);                         \
-		bpf_core_read(&(c)->effective, 8, &(cred)->cap_effective);                         \
+		if (bpf_core_field_exists((cred)->cap_permitted.val)) {                            \
+			(c)->permitted = READ(cred, cap_permitted.val);                            \
+			(c)->effective = READ(cred, cap_effective.val);                            \
+		} else {                                                                           \
+			bpf_core_read(&(c)->permitted, 8, &(cred)->cap_permitted);                 \
+			bpf_core_read(&(c)->effective, 8, &(cred)->cap_effective);                 \
+		}                                                                                  \
 		(c)->uid = READ(cred, euid.val);                                                   \
 		(c)->gid = READ(cred, egid.val);                                                   \
 		(c)->real_uid = READ(cred, uid.val);                                               \
@@ -76,7 +82,7 @@ static __always_inline void read_groups(struct credentials *c, struct group_info
 			(c)->seccomp = READ(t, seccomp.mode);                                      \
 		READ_NAMESPACES(READ, &(c)->ns, t, cred);                                          \
 		struct group_info *_groups = READ(cred, group_info);                               \
-		read_groups(c, _groups);                                                           \
+		read_groups(c, _groups, READ(_groups, ngroups));                                   \
 	} while (0)
 
 /* Those that the current task acts with. */
@@ -91,7 +97,10 @@ static __always_inline void read_current_credentials(struct credentials *c, stru
 		(n)->start = 0;                                                                    \
 		if (!READ(t, nsproxy))                                                             \
 			break; /* it is exiting */                                                 \
-		(n)->cgroup = BPF_CORE_READ(t, cgroups, dfl_cgrp, kn, id);                         \
+		struct css_set *_set = READ(t, cgroups);                                           \
+		struct cgroup *_cgroup = READ(_set, dfl_cgrp);                                     \
+		struct kernfs_node *_node = READ(_cgroup, kn);                                     \
+		(n)->cgroup = READ(_node, id);                                                     \
 		const struct cred *_cred = READ(t, real_cred);                                     \
 		READ_CREDENTIALS(READ, &(n)->creds, t, _cred);                                     \
 		(n)->start = READ(t, start_boottime);                                              \

@@ -20,7 +20,7 @@
  *	state      one element: counters of the programs
  *	settings   one element: what the agent tells the programs
  *	scratch    one element: a record while seeding makes it
- *	answer     T2: one element, in the agent's memory: who connected the socket that it asked for
+ *	answer     T2: one element, in the agent's memory: who connected the socket it asked for
  *	held       one element: the question who holds a socket, and its answer
  *	looked     one element: the answer to a question about one process
  *	events     event records; history only, may be lost
