@@ -28,7 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/assay-id/assay/server"
-	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/store/member"
 )
 
 // TestTransport is the handshake that SPIRE's agent relies on (spire-wire T1).
@@ -379,7 +379,7 @@ func storeMember(t *testing.T, dataDir string) int {
 	t.Helper()
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
-		if cmd, _ := os.ReadFile(f); bytes.Contains(cmd, []byte(store.MemberCommand+"\x00")) && bytes.Contains(cmd, []byte(dataDir)) {
+		if cmd, _ := os.ReadFile(f); bytes.Contains(cmd, []byte(member.Command+"\x00")) && bytes.Contains(cmd, []byte(dataDir)) {
 			pid, err := strconv.Atoi(strings.Split(f, "/")[2])
 			if err != nil {
 				t.Fatal(err)

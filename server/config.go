@@ -49,6 +49,8 @@ type Config struct {
 	CASubject *SubjectConfig `hcl:"ca_subject,block"`
 	// Store is needed for an etcd that is already there, or to change the disk floor.
 	Store *StoreConfig `hcl:"store,block"`
+	// Cluster makes the store one of several members.
+	Cluster *ClusterConfig `hcl:"cluster,block"`
 	// How nodes may prove which ones they are; at least one.
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
@@ -79,6 +81,9 @@ type StoreConfig struct {
 	// MinFreeMiB of data_dir's file system, below which new entries are refused (default 512,
 	// or a tenth of a small file system).
 	MinFreeMiB int `hcl:"min_free_mib,optional"`
+	// QuotaMiB that the database may take before new entries are refused (default 7168, the
+	// most 7168).
+	QuotaMiB int `hcl:"quota_mib,optional"`
 }
 
 // prepared is a Config with its defaults and its texts understood.
@@ -121,7 +126,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore} {
+	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore, p.readCluster} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -199,6 +204,9 @@ func (p *prepared) readStore() error {
 		if err != nil {
 			return fmt.Errorf("store: cert_path and key_path: %w", err)
 		}
+	if s.QuotaMiB < 0 || s.QuotaMiB > 7168 {
+		return fmt.Errorf("store: quota_mib %d: write a number from 1 to 7168", s.QuotaMiB)
+	}
 		p.etcdTLS.Certificates = []tls.Certificate{cert}
 	}
 	return nil

@@ -105,16 +105,18 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		}
 	}
 	c := s.conf
-	s.store, err = store.Open(ctx, store.Config{
-		Dir: filepath.Join(c.DataDir, "store"), Endpoints: c.Store.Endpoints, TLS: c.etcdTLS, Prefix: c.Store.Prefix,
-		MinFree: uint64(c.Store.MinFreeMiB) << 20, Logger: s.log,
-	})
+	storeConf := c.storeConfig()
+	storeConf.Logger = s.log
+	s.store, err = store.Open(ctx, storeConf)
 	if err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, s.store.Close)
 	if err := s.claimStore(ctx); err != nil {
 		return closeAll, err
+	if err := s.store.Migrate(ctx, migrations); err != nil {
+		return closeAll, err
+	}
 	}
 	s.ca, err = ca.Open(ctx, ca.Config{
 		Dir: filepath.Join(c.DataDir, "ca"), TrustDomain: c.trustDomain, Store: s.store, TTL: c.caTTL,

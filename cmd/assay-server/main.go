@@ -9,7 +9,7 @@ import (
 
 	"github.com/assay-id/assay/cmd/daemon"
 	"github.com/assay-id/assay/server"
-	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/store/member"
 )
 
 var version = "unknown"
@@ -17,8 +17,8 @@ var version = "unknown"
 func main() { os.Exit(run()) }
 
 func run() int {
-	if len(os.Args) > 1 && os.Args[1] == store.MemberCommand {
-		return store.MemberMain(os.Args[2:])
+	if len(os.Args) > 1 && os.Args[1] == member.Command {
+		return member.Main(os.Args[2:])
 	}
 	return daemon.Command[server.Config]{
 		Name: "assay-server", Short: "Admits nodes, keeps registration entries and signs identities", Version: version,

@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/assay-id/assay/server/store/member"
 )
 
 // MaxOps is how many puts and deletes one Txn may hold.
-const MaxOps = 2048
+const MaxOps = member.MaxOps
 
 const commitTimeout = 10 * time.Second
 
@@ -55,22 +58,31 @@ func (e *ConflictError) Error() string {
 func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 
 // Commit writes the transaction durably and returns the revision of the change. Errors:
-// *ConflictError, ErrUnavailable, ErrFull.
+// *ConflictError, ErrUnavailable, ErrFull, ErrNewerSchema.
 func (s *Store) Commit(ctx context.Context, txn Txn) (int64, error) {
 	if err := s.admit(&txn); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
+	schema := s.schema.Load()
+	if schema != 0 {
+		txn.Compares = append([]Compare{Unchanged(schemaKey, schema)}, txn.Compares...)
+	}
 	conds, reads := s.compares(txn.Compares)
 	resp, err := s.client.Txn(ctx).If(conds...).Then(s.operations(&txn)...).Else(reads...).Commit()
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return 0, fmt.Errorf("%w: the database has reached its quota; delete entries, then compact and defragment it", ErrFull)
+		s.wakeKeeper()
+		return 0, fmt.Errorf("%w: %s", ErrFull, s.fullSentence())
 	case err != nil:
 		return 0, s.unavailable(err)
+	case !resp.Succeeded && schema != 0 && conflict(resp.Responses[:1]).Revision != schema:
+		return 0, fmt.Errorf("%w: %w: a newer assay-server has brought it further; upgrade this one", ErrUnavailable, ErrNewerSchema)
+	case !resp.Succeeded && schema != 0:
+		return 0, conflict(resp.Responses[1:])
 	case !resp.Succeeded:
-		return 0, conflict(resp)
+		return 0, conflict(resp.Responses)
 	}
 	return resp.Header.Revision, nil
 }
@@ -83,7 +95,13 @@ func (s *Store) admit(txn *Txn) error {
 	if err := s.trouble(); err != nil {
 		return err
 	}
-	if s.disk == nil || txn.Essential || len(txn.Deletes) > 0 {
+	if txn.Essential || len(txn.Deletes) > 0 {
+		return nil
+	}
+	if why := s.overQuota(); why != "" {
+		return fmt.Errorf("%w: %s", ErrFull, why)
+	}
+	if s.disk == nil {
 		return nil
 	}
 	free, floor, err := s.disk.room()
@@ -116,9 +134,9 @@ func (s *Store) operations(txn *Txn) []clientv3.Op {
 	return ops
 }
 
-func conflict(resp *clientv3.TxnResponse) error {
+func conflict(reads []*etcdserverpb.ResponseOp) *ConflictError {
 	e := &ConflictError{}
-	for _, r := range resp.Responses {
+	for _, r := range reads {
 		for _, kv := range r.GetResponseRange().GetKvs() {
 			e.Revision = max(e.Revision, kv.ModRevision)
 		}

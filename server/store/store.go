@@ -11,6 +11,9 @@
 //	                     data_dir/store/member              full disk, and nothing can catch that
 //	                     data_dir/store/run/client.sock
 //
+// In a cluster every server has such a child and speaks to its own; the children speak to each
+// other (package member).
+//
 // The parent starts the child again with back-off. Meanwhile writes answer ErrUnavailable with
 // the reason, watches wait, and readers go on from their replicas up to an age (Age) that
 // they choose themselves.
@@ -23,15 +26,16 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"os"
-	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/assay-id/assay/server/store/member"
 )
 
 // What a caller decides on. Errors of this package wrap one of these or are the context's.
@@ -62,9 +66,24 @@ type Config struct {
 	// MinFree is the room, in bytes, on Dir's file system below which Commit refuses writes
 	// that are not Essential. Zero: 512 MiB, or a tenth of a small file system.
 	MinFree uint64
+	// Quota is how large, in bytes, our own member's database may grow before Commit refuses
+	// writes that are not Essential. Zero: 7 GiB.
+	Quota int64
+	// Cluster that our own member is in; nil: it is alone.
+	Cluster *Cluster
 	Logger  *slog.Logger
 	// Now defaults to time.Now.
 	Now func() time.Time
+}
+
+// Cluster is our own member's place among several.
+type Cluster struct {
+	// Name of this member, unique and never changed.
+	Name string
+	// Address that the others reach it at, "host:port".
+	Address string
+	// TrustDomain that the members serve.
+	TrustDomain string
 }
 
 // KV is one key with its value and the revision of its last change.
@@ -89,13 +108,16 @@ type Store struct {
 	contact  time.Time // when a linearizable read last succeeded
 	revision int64
 	lastErr  error
+
+	schema atomic.Int64 // revision of schemaKey that Migrate has seen; 0 before
+	keeper keeper
 }
 
 // Open starts or reaches the store and returns when it answers. The context bounds the
 // waiting only; Close ends the store.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg.setDefaults()
-	s := &Store{prefix: cfg.Prefix, log: cfg.Logger, now: cfg.Now}
+	s := &Store{prefix: cfg.Prefix, log: cfg.Logger, now: cfg.Now, keeper: newKeeper(cfg)}
 	endpoints := cfg.Endpoints
 	if len(endpoints) == 0 {
 		var err error
@@ -120,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s.wg.Go(func() { s.heartbeat(run) })
+	if s.member != nil {
+		s.wg.Go(func() { s.keep(run) })
+	}
 	return s, nil
 }
 
@@ -133,6 +158,17 @@ func (cfg *Config) setDefaults() {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Quota == 0 {
+		cfg.Quota = defaultQuota
+	}
+}
+
+func (cfg *Config) spec() member.Spec {
+	s := member.Spec{QuotaBytes: cfg.Quota + reserve(cfg.Quota)}
+	if c := cfg.Cluster; c != nil {
+		s.Name, s.Address, s.TrustDomain = c.Name, c.Address, c.TrustDomain
+	}
+	return s
 }
 
 func newClient(endpoints []string, tlsConfig *tls.Config) (*clientv3.Client, error) {
@@ -141,7 +177,7 @@ func newClient(endpoints []string, tlsConfig *tls.Config) (*clientv3.Client, err
 		TLS:                  tlsConfig,
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		MaxCallSendMsgSize:   maxRequestBytes,
+		MaxCallSendMsgSize:   member.MaxRequestBytes,
 		MaxCallRecvMsgSize:   math.MaxInt32,
 		Logger:               zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
@@ -243,6 +279,9 @@ type Health struct {
 	// FreeBytes on the member's file system and MinFreeBytes below which writes are
 	// refused; both zero with external endpoints.
 	FreeBytes, MinFreeBytes uint64
+	// DatabaseBytes that our own member's database takes on disk, and QuotaBytes from which
+	// on writes are refused; both zero with external endpoints.
+	DatabaseBytes, QuotaBytes int64
 }
 
 // Health reports the present state.
@@ -264,6 +303,10 @@ func (s *Store) Health() Health {
 		h.FreeBytes, h.MinFreeBytes = free, floor
 		if err == nil && free < floor && h.Ready {
 			h.Reason = s.disk.sentence(free, floor)
+		}
+		h.DatabaseBytes, h.QuotaBytes = s.keeper.size()
+		if why := s.overQuota(); why != "" && h.Ready && h.Reason == "" {
+			h.Reason = why
 		}
 	}
 	return h
@@ -288,20 +331,10 @@ func (s *Store) unavailable(err error) error {
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
+		if s.keeper.clustered {
+			return fmt.Errorf("%w: no answer for %s; fewer than half of its members may be reachable (see `assay-server store members`): %w", ErrUnavailable, s.Age().Round(time.Second), err)
+		}
 		return fmt.Errorf("%w: no answer for %s; it is overloaded, stopped or cut off: %w", ErrUnavailable, s.Age().Round(time.Second), err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
-// makeDirs makes the folders of our own member; only we may enter them.
-func makeDirs(dir string) error {
-	for _, d := range []string{dir, filepath.Join(dir, runDir)} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return fmt.Errorf("make the store's folder: %w", err)
-		}
-		if err := os.Chmod(d, 0o700); err != nil {
-			return fmt.Errorf("protect the store's folder: %w", err)
-		}
-	}
-	return nil
 }

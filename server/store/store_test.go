@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/store/member"
 	"github.com/assay-id/assay/server/storetest"
 )
 
@@ -55,7 +56,7 @@ func memberPID(t *testing.T) int {
 	}
 	for _, field := range strings.Fields(string(data)) {
 		cmd, _ := os.ReadFile("/proc/" + field + "/cmdline")
-		if bytes.Contains(cmd, []byte(store.MemberCommand)) {
+		if bytes.Contains(cmd, []byte(member.Command)) {
 			pid, _ := strconv.Atoi(field)
 			return pid
 		}
@@ -180,7 +181,7 @@ func TestNoOrphan(t *testing.T) {
 		cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		return !slices.ContainsFunc(cmds, func(f string) bool {
 			cmd, _ := os.ReadFile(f)
-			return bytes.Contains(cmd, []byte(store.MemberCommand)) && bytes.Contains(cmd, []byte(dir))
+			return bytes.Contains(cmd, []byte(member.Command)) && bytes.Contains(cmd, []byte(dir))
 		})
 	})
 	put(t, storetest.OpenDir(t, dir), "e/1", "the folder is free again")

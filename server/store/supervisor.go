@@ -18,13 +18,11 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/assay-id/assay/server/store/member"
 )
 
 const (
-	runDir       = "run"
-	clientSocket = "client.sock"
-	maxSocket    = 107 // bytes, unix(7)
+	maxSocket = 107 // bytes, unix(7)
 
 	backoffMin = 200 * time.Millisecond
 	backoffMax = 5 * time.Second
@@ -36,6 +34,8 @@ const (
 // supervisor owns the member's process: one at a time, started again when it ends.
 type supervisor struct {
 	dir, exe string
+	spec     member.Spec
+	now      func() time.Time
 	log      *slog.Logger
 	lock     *os.File // held as long as we own dir
 
@@ -50,7 +50,7 @@ func newSupervisor(cfg Config) (*supervisor, error) {
 	if err != nil || cfg.Dir == "" {
 		return nil, fmt.Errorf("the store needs a folder (got %q): set data_dir", cfg.Dir)
 	}
-	m := &supervisor{dir: dir, exe: cfg.Executable, log: cfg.Logger}
+	m := &supervisor{dir: dir, exe: cfg.Executable, spec: cfg.spec(), now: cfg.Now, log: cfg.Logger}
 	if n := len(m.socket()); n > maxSocket {
 		return nil, fmt.Errorf("data_dir is too long for the store's Unix socket %s (%d bytes, the most is %d): choose a shorter data_dir", m.socket(), n, maxSocket)
 	}
@@ -59,17 +59,36 @@ func newSupervisor(cfg Config) (*supervisor, error) {
 			return nil, fmt.Errorf("find this program to start the store with: %w", err)
 		}
 	}
-	if err := makeDirs(dir); err != nil {
+	if err := member.MakeDirs(dir); err != nil {
 		return nil, err
 	}
-	m.lock, err = lockFile(filepath.Join(dir, "server.lock"), 0)
-	if err != nil {
-		return nil, fmt.Errorf("the store in %s is in use by another assay-server: stop it or choose another data_dir: %w", dir, err)
+	if m.lock, err = member.LockServer(dir); err != nil {
+		return nil, err
+	}
+	if err := m.prepare(); err != nil {
+		m.close()
+		return nil, err
 	}
 	return m, nil
 }
 
-func (m *supervisor) socket() string { return filepath.Join(m.dir, runDir, clientSocket) }
+func (m *supervisor) socket() string { return member.Socket(m.dir) }
+
+// prepare leaves in the folder what the process needs to start.
+func (m *supervisor) prepare() error {
+	_, err := member.ReadAuthority(m.dir)
+	switch {
+	case m.spec.Clustered() && errors.Is(err, os.ErrNotExist):
+		return errors.New("this server's store is in no cluster yet: run `assay-server store init` on the first server, or `assay-server store join TICKET` on every other one")
+	case !m.spec.Clustered() && err == nil:
+		return fmt.Errorf("the store in %s is a member of a cluster: put the block cluster { name, address } back into the configuration", m.dir)
+	case m.spec.Clustered():
+		if _, err := m.spec.RenewLeaf(m.dir, m.now()); err != nil {
+			return err
+		}
+	}
+	return m.spec.Write(m.dir)
+}
 
 // run starts the process again and again until the context ends.
 func (m *supervisor) run(ctx context.Context) {
@@ -98,7 +117,7 @@ func (m *supervisor) run(ctx context.Context) {
 
 // runOnce runs the process to its end and returns why it ended.
 func (m *supervisor) runOnce(ctx context.Context) string {
-	cmd := exec.Command(m.exe, MemberCommand, "--dir", m.dir)
+	cmd := exec.Command(m.exe, member.Command, "--dir", m.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	cmd.Env = append(os.Environ(), "GOGC=400")
 	life, err := cmd.StdinPipe() // its end tells the child to stop
@@ -141,7 +160,7 @@ func (m *supervisor) relay(r io.Reader) (last string) {
 				last += ": " + rec.Error
 			}
 		}
-		attrs := []any{"process", MemberCommand}
+		attrs := []any{"process", member.Command}
 		if rec.Error != "" {
 			attrs = append(attrs, "error", rec.Error)
 		}
@@ -154,10 +173,13 @@ func (m *supervisor) relay(r io.Reader) (last string) {
 // explain says what to do about an exit.
 func (m *supervisor) explain(err error, last string) string {
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == exitNoSpace {
+	_ = errors.As(err, &exit)
+	switch {
+	case exit != nil && exit.ExitCode() == member.ExitRemoved:
+		return fmt.Sprintf("it was removed from the store's cluster; to enter it again move %s away and run `assay-server store join TICKET`", m.dir)
+	case exit != nil && exit.ExitCode() == member.ExitNoSpace:
 		return fmt.Sprintf("the file system of %s has no room; free space or move data_dir; the store starts again by itself, and identities are signed from memory until then", m.dir)
-	}
-	if last != "" {
+	case last != "":
 		return fmt.Sprintf("its process ended (%v): %s", err, last)
 	}
 	return fmt.Sprintf("its process ended (%v)", err)
@@ -210,25 +232,5 @@ func (m *supervisor) neverStarted() error {
 func (m *supervisor) close() {
 	if m != nil && m.lock != nil {
 		_ = m.lock.Close()
-	}
-}
-
-// lockFile takes an exclusive lock that ends with the process, waiting for it up to a time.
-func lockFile(path string, wait time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	deadline := time.Now().Add(wait)
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }

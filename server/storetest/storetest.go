@@ -12,14 +12,15 @@ import (
 	"time"
 
 	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/store/member"
 )
 
 // Main is a TestMain: it lets the test binary serve as its own store-member.
 //
 //	func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 func Main(m *testing.M) int {
-	if len(os.Args) > 1 && os.Args[1] == store.MemberCommand {
-		return store.MemberMain(os.Args[2:])
+	if len(os.Args) > 1 && os.Args[1] == member.Command {
+		return member.Main(os.Args[2:])
 	}
 	flag.Parse()
 	return m.Run()
