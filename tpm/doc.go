@@ -3,8 +3,11 @@
 // Package tpm holds the messages and types of node attestation by TPM. It issues no TPM
 // command and judges nothing: tpm/device answers, tpm/verify judges.
 //
-// The messages are JSON documents, carried as opaque bytes in SPIRE's AttestAgent stream
-// under the attestor type "tpm":
+// The messages are carried as opaque bytes in SPIRE's AttestAgent stream under the attestor type "tpm". Each
+// is a JSON document; the logs of Evidence, Continuation and Answer follow it as they are, since as base64 they
+// cost a server more than a signature:
+//
+//	message := JSON document │ size u32 (big-endian), boot log (Evidence) │ size u32, part of the IMA log
 //
 //	agent (tpm/device)                                        server (tpm/verify)
 //	  │ NV_Read EK certificate, CreatePrimary EK, AK, key            │

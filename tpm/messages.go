@@ -3,19 +3,23 @@
 package tpm
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/assay-id/assay/tpm/octets"
 )
 
 const (
 	// AttestorType is the attestation type in AttestAgent and in agent IDs.
 	AttestorType = "tpm"
 	// Version is the version of the messages described here.
-	Version = 2
+	Version = 3
 	// MaxMessageSize bounds an encoded message, in bytes.
-	MaxMessageSize = 3 << 20
-	// MaxBootLog and MaxIMAChunk bound the logs in one message, in bytes before they are encoded.
+	MaxMessageSize = 2 << 20
+	// MaxBootLog and MaxIMAChunk bound the logs in one message, in bytes.
 	MaxBootLog  = 1 << 20
 	MaxIMAChunk = 512 << 10
 	// NonceSize and SecretSize are in bytes; the secret fills the digest of the EK's
@@ -76,7 +80,7 @@ type Quoted struct {
 // the quote, so the log as a whole holds at least what the quote speaks of.
 type IMALog struct {
 	// IMA are at most MaxIMAChunk bytes; none on a machine without an IMA log.
-	IMA []byte `json:"ima,omitempty"`
+	IMA []byte `json:"-"`
 	// IMAMore says that the log goes on.
 	IMAMore bool `json:"ima_more,omitempty"`
 }
@@ -90,7 +94,7 @@ type Evidence struct {
 	CertifySignature []byte `json:"certify_signature"`
 	Quoted
 	// BootLog is the firmware's event log; empty where the kernel shows none.
-	BootLog []byte `json:"boot_log,omitempty"`
+	BootLog []byte `json:"-"`
 	// CommandLine is the kernel's (/proc/cmdline without the line feed): a claim.
 	CommandLine string `json:"command_line,omitempty"`
 	// AgentSHA256 is the digest of the agent's program: a claim, which the IMA log may bear out.
@@ -142,26 +146,62 @@ type Message interface {
 // ErrMalformed is wrapped by every error of Decode.
 var ErrMalformed = errors.New("malformed TPM attestation message")
 
+// logs are the parts of a message that go behind its JSON document.
+func logs[M Message](m *M) []*[]byte {
+	switch m := any(m).(type) {
+	case *Evidence:
+		return []*[]byte{&m.BootLog, &m.IMA}
+	case *Continuation:
+		return []*[]byte{&m.IMA}
+	case *Answer:
+		return []*[]byte{&m.IMA}
+	}
+	return nil
+}
+
 // Encode writes a message.
 func Encode[M Message](m M) ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("encoding %T: %w", m, err)
 	}
-	return json.Marshal(m)
+	data, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", m, err)
+	}
+	for _, log := range logs(&m) {
+		data = append(binary.BigEndian.AppendUint32(data, uint32(len(*log))), *log...)
+	}
+	return data, nil
 }
 
 // Decode reads a message and checks sizes and presence of its parts; what they say is for
 // tpm/verify to judge. Unknown fields are tolerated: later versions add some.
 func Decode[M Message](data []byte) (M, error) {
-	var m, none M
+	m, err := decode[M](data)
+	if err == nil {
+		err = m.check()
+	}
+	if err != nil {
+		var none M
+		return none, fmt.Errorf("%w: %T: %w", ErrMalformed, none, err)
+	}
+	return m, nil
+}
+
+func decode[M Message](data []byte) (m M, err error) {
 	if len(data) > MaxMessageSize {
-		return none, fmt.Errorf("%w: %T of %d bytes is over the limit of %d", ErrMalformed, m, len(data), MaxMessageSize)
+		return m, fmt.Errorf("%d bytes are over the limit of %d", len(data), MaxMessageSize)
 	}
-	if err := json.Unmarshal(data, &m); err != nil {
-		return none, fmt.Errorf("%w: %T: %w", ErrMalformed, m, err)
+	document := json.NewDecoder(bytes.NewReader(data))
+	if err := document.Decode(&m); err != nil {
+		return m, err
 	}
-	if err := m.check(); err != nil {
-		return none, fmt.Errorf("%w: %T: %w", ErrMalformed, m, err)
+	r := octets.Big(data[document.InputOffset():])
+	for _, log := range logs(&m) {
+		*log = append(*log, r.Sized32(MaxBootLog)...)
+	}
+	if !r.Done() {
+		return m, errors.New("what follows the document is not its logs")
 	}
 	return m, nil
 }

@@ -12,11 +12,11 @@ import (
 )
 
 func hello() Hello {
-	return Hello{Version: 2, EKCertificates: [][]byte{{1}}, EKPublic: []byte{2}, AKPublic: []byte{3}, KeyPublic: []byte{4}}
+	return Hello{Version: Version, EKCertificates: [][]byte{{1}}, EKPublic: []byte{2}, AKPublic: []byte{3}, KeyPublic: []byte{4}}
 }
 
 func challenge() Challenge {
-	return Challenge{Version: 2, CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), PCRs: []int{0, 7, 23}}
+	return Challenge{Version: Version, CredentialBlob: []byte{1}, EncryptedSecret: []byte{2}, Nonce: make([]byte, NonceSize), PCRs: []int{0, 7, 23}}
 }
 
 func quoted() Quoted {
@@ -28,10 +28,10 @@ func evidence() Evidence {
 		BootLog: []byte{6}, CommandLine: "ro quiet", AgentSHA256: make([]byte, 32), IMALog: IMALog{[]byte{7}, true}}
 }
 
-func more() More                 { return More{2, 1 << 40} }
+func more() More                 { return More{Version, 1 << 40} }
 func continuation() Continuation { return Continuation{IMALog{[]byte{7}, false}} }
 func question() Question {
-	return Question{Version: 2, Nonce: make([]byte, NonceSize), PCRs: []int{10}, IMAOffset: 3}
+	return Question{Version: Version, Nonce: make([]byte, NonceSize), PCRs: []int{10}, IMAOffset: 3}
 }
 func answer() Answer {
 	return Answer{quoted(), IMALog{[]byte{7}, true}, History{1 << 63, [32]byte{1}}}
@@ -51,14 +51,23 @@ func roundTrip[M Message](t *testing.T, m M) {
 		t.Errorf("got %+v, want %+v", got, m)
 	}
 	// A later version may add fields.
-	if _, err := Decode[M](append([]byte(`{"from_a_later_version":"AA==",`), data[1:]...)); err != nil {
+	later := `{"from_a_later_version":"AA==",`
+	if data[1] == '}' {
+		later = strings.TrimSuffix(later, ",")
+	}
+	if _, err := Decode[M](append([]byte(later), data[1:]...)); err != nil {
 		t.Errorf("with an unknown field: %v", err)
 	}
 	if _, err := Decode[M](append(data, data...)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("two messages in one: %v", err)
 	}
-	if _, err := Decode[M]([]byte(`{}`)); reflect.TypeFor[M]() != reflect.TypeFor[Continuation]() && !errors.Is(err, ErrMalformed) {
+	if _, err := Decode[M]([]byte(`{}`)); !errors.Is(err, ErrMalformed) {
 		t.Errorf("empty: %v", err)
+	}
+	for n := range data {
+		if _, err := Decode[M](data[:n]); !errors.Is(err, ErrMalformed) {
+			t.Fatalf("%d of %d bytes: %v", n, len(data), err)
+		}
 	}
 	if _, err := Decode[M](append(data, bytes.Repeat([]byte(" "), MaxMessageSize)...)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "limit") {
 		t.Errorf("too large: %v", err)
@@ -115,7 +124,7 @@ func TestMessagesThatAreRefused(t *testing.T) {
 		change(&e)
 		refused(what, e.check())
 	}
-	refused("an offset before the log", More{2, -1}.check())
+	refused("an offset before the log", More{Version, -1}.check())
 	q := question()
 	q.IMAOffset = -1
 	refused("an offset before the log", q.check())
