@@ -13,9 +13,11 @@
 #define PLAIN(p, field) ((p)->field)
 #define PROBED(p, field) BPF_CORE_READ(p, field)
 
-/* Of a process with more numbers than one: the namespace of its deepest. */
-static __always_inline __u32 deep_namespace(struct pid *p, __u32 level)
+/* That of a process's deepest number, which is at a distance that only the kernel knows. */
+static __always_inline __u32 deep_namespace(struct task_struct *t)
 {
+	struct pid *p = BPF_CORE_READ(t, thread_pid);
+	__u32 level = BPF_CORE_READ(p, level);
 	struct upid *u = (void *)p + bpf_core_field_offset(struct pid, numbers) +
 			 level * bpf_core_type_size(struct upid);
 	return BPF_CORE_READ(u, ns, ns.inum);
@@ -33,8 +35,7 @@ static __always_inline __u32 deep_namespace(struct pid *p, __u32 level)
 		(n)->user = READ(_user, ns.inum);                                                  \
 		struct pid *_pid = READ(t, thread_pid);                                            \
 		struct pid_namespace *_first = READ(_pid, numbers[0].ns);                          \
-		__u32 _level = READ(_pid, level);                                                  \
-		(n)->pid = _level ? deep_namespace(_pid, _level) : READ(_first, ns.inum);          \
+		(n)->pid = READ(_pid, level) ? deep_namespace(t) : READ(_first, ns.inum);          \
 		(n)->mnt = READ(_mnt, ns.inum);                                                    \
 		(n)->net = READ(_net, ns.inum);                                                    \
 		(n)->cgroup = READ(_cgroup, ns.inum);                                              \
