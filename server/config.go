@@ -58,7 +58,7 @@ type Config struct {
 	DevID     *DevIDConfig     `hcl:"tpm_devid,block"`
 
 	// NodeGroups are what is demanded of nodes that attest by their TPM.
-	NodeGroups []NodeGroupConfig `hcl:"node_group,block"`
+	NodeGroups []policy.GroupConfig `hcl:"node_group,block"`
 }
 
 // SubjectConfig is the block `ca_subject`.

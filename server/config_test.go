@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/assay-id/assay/server"
+	"github.com/assay-id/assay/tpm/policy"
 )
 
 func TestConfig(t *testing.T) {
@@ -17,9 +18,9 @@ func TestConfig(t *testing.T) {
 		t.Errorf("the smallest configuration: %v", err)
 	}
 	hashes := []string{strings.Repeat("0", 64)}
-	group := func(g server.NodeGroupConfig) func(*server.Config) {
+	group := func(g policy.GroupConfig) func(*server.Config) {
 		g.Name = "db"
-		return func(c *server.Config) { c.NodeGroups = []server.NodeGroupConfig{g} }
+		return func(c *server.Config) { c.NodeGroups = []policy.GroupConfig{g} }
 	}
 	for want, change := range map[string]func(*server.Config){
 		"trust_domain":               func(c *server.Config) { c.TrustDomain = "Not A Domain" },
@@ -39,15 +40,15 @@ func TestConfig(t *testing.T) {
 		},
 		"ca_bundle_path: open /none":    func(c *server.Config) { c.X509POP = &server.X509POPConfig{CABundlePath: "/none"} },
 		"devid_ca_path: open /none":     func(c *server.Config) { c.DevID = &server.DevIDConfig{DevIDCAPath: "/none"} },
-		"kernels":                       group(server.NodeGroupConfig{Kernels: []string{"x"}}),
-		"require_pcrs: 16":              group(server.NodeGroupConfig{RequirePCRs: []int{16}}),
-		"require_pcrs needs golden":     group(server.NodeGroupConfig{RequirePCRs: []int{4}}),
-		"lockdown":                      group(server.NodeGroupConfig{Lockdown: "some"}),
-		"firmware_min":                  group(server.NodeGroupConfig{FirmwareMin: "1.2"}),
-		"ima_allow: open /none":         group(server.NodeGroupConfig{IMAAllow: []string{"/none"}}),
-		"golden: open /none":            group(server.NodeGroupConfig{Golden: "/none"}),
-		"only nodes with a TPM":         group(server.NodeGroupConfig{SecureBoot: true}),
-		"a name of its own":             func(c *server.Config) { c.NodeGroups = make([]server.NodeGroupConfig, 1) },
+		"kernels":                       group(policy.GroupConfig{Kernels: []string{"x"}}),
+		"require_pcrs: 16":              group(policy.GroupConfig{RequirePCRs: []int{16}}),
+		"require_pcrs: set golden":      group(policy.GroupConfig{RequirePCRs: []int{4}}),
+		"lockdown":                      group(policy.GroupConfig{Lockdown: "some"}),
+		"firmware_min":                  group(policy.GroupConfig{FirmwareMin: "1.2"}),
+		"ima_allow: open /none":         group(policy.GroupConfig{IMAAllow: []string{"/none"}}),
+		"golden: open /none":            group(policy.GroupConfig{Golden: "/none"}),
+		"only nodes with a TPM":         group(policy.GroupConfig{SecureBoot: true}),
+		"a name of its own":             func(c *server.Config) { c.NodeGroups = make([]policy.GroupConfig, 1) },
 		"ek_hashes":                     func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: []string{"x"}} },
 		"store: ca_path":                func(c *server.Config) { c.Store = &server.StoreConfig{CAPath: "/none"} },
 		"store: cert_path and key_path": func(c *server.Config) { c.Store = &server.StoreConfig{CertPath: "/none"} },

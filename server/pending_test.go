@@ -22,6 +22,7 @@ import (
 	"github.com/assay-id/assay/server"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/device"
+	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
@@ -141,7 +142,7 @@ func TestNodeGroups(t *testing.T) {
 	}
 	e := start(t, func(c *server.Config) {
 		c.TPM = &server.TPMConfig{EKHashes: []string{fmt.Sprintf("%x", hash)}}
-		c.NodeGroups = []server.NodeGroupConfig{{Name: "strict", SecureBoot: true, FirmwareMin: "ffffffffffffffff"}}
+		c.NodeGroups = []policy.GroupConfig{{Name: "strict", SecureBoot: true, FirmwareMin: "ffffffffffffffff"}}
 	})
 	res, err := attestTPM(t, e.dial(nil), d)
 	if err != nil {
@@ -158,6 +159,26 @@ func TestNodeGroups(t *testing.T) {
 	checked, err = e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Group: "none"})
 	if err != nil || len(checked.Refused) != 1 || !strings.Contains(checked.Refused[0].Error, `no node_group "none"`) {
 		t.Errorf("by a group that is not there: %v, %v", checked, err)
+	}
+	// Rules that are only proposed: in place of the configured ones, and for a group that there is not.
+	checked, err = e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Group: "strict", Groups: []*adminv1.NodeGroup{
+		{Config: []byte(`{"name":"strict","firmware_min":"ffffffffffffffff","ima_allow":["/x/list.sha256"]}`), Files: map[string][]byte{"/x/list.sha256": []byte(strings.Repeat("0", 64) + "  /x")}},
+	}})
+	if err != nil || len(checked.Refused) != 1 || len(checked.FilesUnknown) != 0 || len(checked.Refused[0].Findings) != 2 || checked.Refused[0].Findings[1].Rule != "ima" {
+		t.Errorf("by proposed rules: %v, %v", checked, err)
+	}
+	checked, err = e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Groups: []*adminv1.NodeGroup{{Config: []byte(`{"name":"default","secure_boot":true}`)}}})
+	if err != nil || len(checked.Refused) != 1 {
+		t.Errorf("by a proposed default: %v, %v", checked, err)
+	}
+	for want, g := range map[string]*adminv1.NodeGroup{
+		"kernels": {Config: []byte(`{"name":"a","kernels":["x"]}`)}, "not sent": {Config: []byte(`{"name":"a","golden":"/etc/passwd"}`)}, `unknown field "colour"`: {Config: []byte(`{"colour":1}`)},
+	} {
+		_, err := e.admin.nodes.CheckNodes(t.Context(), &adminv1.CheckNodesRequest{Groups: []*adminv1.NodeGroup{g}})
+		wantCode(t, want, err, codes.InvalidArgument)
+		if text := status.Convert(err).Message(); !strings.Contains(text, want) {
+			t.Errorf("%q does not say %q", text, want)
+		}
 	}
 	device := &adminv1.Device{EkHash: fmt.Sprintf("%x", hash), Group: "strict"}
 	if _, err := e.admin.nodes.AddInventory(t.Context(), &adminv1.AddInventoryRequest{Devices: []*adminv1.Device{device}}); err != nil {

@@ -30,7 +30,6 @@ import (
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/store"
-	"github.com/assay-id/assay/tpm/policy"
 )
 
 // Server is one server of a trust domain. Make one with New, run it once.
@@ -148,7 +147,7 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		Now: time.Now, Rand: rand.Reader, Logger: s.log,
 	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, Check: s.check, EKRoots: c.ekRoots, Attestors: s.attestors(),
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
 		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
@@ -174,15 +173,6 @@ func (s *Server) claimStore(ctx context.Context) error {
 		return fmt.Errorf("the store is not of trust domain %s: correct trust_domain, or choose another data_dir or store prefix", name)
 	}
 	return nil
-}
-
-// check judges a node by the rules of a group, or of its own for "".
-func (s *Server) check(n *nodes.Node, group string) ([]policy.Finding, error) {
-	g := s.conf.groups[group]
-	if group != "" && g == nil {
-		return nil, fmt.Errorf("the server's configuration has no node_group %q", group)
-	}
-	return s.continuous.Rules.Check(n, g)
 }
 
 func (s *Server) attestors() []api.Attestor {

@@ -39,6 +39,26 @@ func Parse(path string, src []byte, into any) error {
 	return explain(diags, keys(reflect.TypeOf(into)))
 }
 
+// At puts the place of a block's key before an error about it, of which Parse could not know: that of
+// the block if it has no such key, and none if there is no such block.
+func At(path string, src []byte, block, label, key string, err error) error {
+	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
+	if diags.HasErrors() {
+		return err
+	}
+	for _, b := range file.Body.(*hclsyntax.Body).Blocks {
+		if b.Type != block || !slices.Equal(b.Labels, []string{label}) {
+			continue
+		}
+		at := b.TypeRange
+		if a := b.Body.Attributes[key]; a != nil {
+			at = a.NameRange
+		}
+		return fmt.Errorf("%s:%d,%d: %w", path, at.Start.Line, at.Start.Column, err)
+	}
+	return err
+}
+
 // explain words the first problem as one sentence with its place.
 func explain(diags hcl.Diagnostics, known []string) error {
 	// A key that is missing is often one that is misspelt: that tells more.

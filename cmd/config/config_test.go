@@ -3,6 +3,7 @@
 package config
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -43,11 +44,25 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+func TestAt(t *testing.T) {
+	src := []byte("group \"a\" {\n}\ngroup \"b\" {\n  x = 1\n}\n")
+	bad := errors.New("bad")
+	for _, c := range []struct{ label, key, want string }{
+		{"b", "x", "f.hcl:4,3: bad"}, {"b", "y", "f.hcl:3,1: bad"}, {"c", "x", "bad"},
+	} {
+		if err := At("f.hcl", src, "group", c.label, c.key, bad); !errors.Is(err, bad) || err.Error() != c.want {
+			t.Errorf("%s of %s: %v, want %s", c.key, c.label, err, c.want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("trust_domain = \"a\"\n"))
 	f.Add([]byte("tpm {\n}\n"))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		var s sample
-		_ = Parse("f.hcl", src, &s)
+		if Parse("f.hcl", src, &s) == nil {
+			_ = At("f.hcl", src, "tpm", "", "device", errors.New("x"))
+		}
 	})
 }

@@ -1059,7 +1059,9 @@ func (x *RemoveInventoryResponse) GetRemoved() int32 {
 type CheckNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Judge all of them by this group's rules; empty: each by its own group's.
-	Group         string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	// Groups to try: they take the place of those that the server's configuration calls the same.
+	Groups        []*NodeGroup `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1101,19 +1103,84 @@ func (x *CheckNodesRequest) GetGroup() string {
 	return ""
 }
 
+func (x *CheckNodesRequest) GetGroups() []*NodeGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// NodeGroup is a block node_group, with the files that it names.
+type NodeGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The block as JSON, its keys as in HCL.
+	Config []byte `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	// What is in the files, by the path that the block has for them.
+	Files         map[string][]byte `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeGroup) Reset() {
+	*x = NodeGroup{}
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeGroup) ProtoMessage() {}
+
+func (x *NodeGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeGroup.ProtoReflect.Descriptor instead.
+func (*NodeGroup) Descriptor() ([]byte, []int) {
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeGroup) GetConfig() []byte {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *NodeGroup) GetFiles() map[string][]byte {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
 type CheckNodesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many nodes were judged.
 	Judged int32 `protobuf:"varint,1,opt,name=judged,proto3" json:"judged,omitempty"`
 	// Those that would be refused.
-	Refused       []*NodeFindings `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
+	Refused []*NodeFindings `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
+	// Those of which this server does not know now which files they measured, so that ima_allow was not
+	// judged. It knows from a node's next attestation on.
+	FilesUnknown  []string `protobuf:"bytes,3,rep,name=files_unknown,json=filesUnknown,proto3" json:"files_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CheckNodesResponse) Reset() {
 	*x = CheckNodesResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1192,7 @@ func (x *CheckNodesResponse) String() string {
 func (*CheckNodesResponse) ProtoMessage() {}
 
 func (x *CheckNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[19]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1205,7 @@ func (x *CheckNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNodesResponse.ProtoReflect.Descriptor instead.
 func (*CheckNodesResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{19}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckNodesResponse) GetJudged() int32 {
@@ -1155,6 +1222,13 @@ func (x *CheckNodesResponse) GetRefused() []*NodeFindings {
 	return nil
 }
 
+func (x *CheckNodesResponse) GetFilesUnknown() []string {
+	if x != nil {
+		return x.FilesUnknown
+	}
+	return nil
+}
+
 type NodeFindings struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -1167,7 +1241,7 @@ type NodeFindings struct {
 
 func (x *NodeFindings) Reset() {
 	*x = NodeFindings{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1253,7 @@ func (x *NodeFindings) String() string {
 func (*NodeFindings) ProtoMessage() {}
 
 func (x *NodeFindings) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[20]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1266,7 @@ func (x *NodeFindings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFindings.ProtoReflect.Descriptor instead.
 func (*NodeFindings) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{20}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeFindings) GetSpiffeId() string {
@@ -1230,7 +1304,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1316,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[21]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1329,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{21}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Finding) GetRule() string {
@@ -1294,7 +1368,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1380,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[22]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1393,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{22}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{23}
 }
 
 type ListRootsResponse struct {
@@ -1332,7 +1406,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1418,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[23]
+	mi := &file_assay_nodeadmin_nodeadmin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1431,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{23}
+	return file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListRootsResponse) GetCertificates() [][]byte {
@@ -1440,12 +1514,21 @@ const file_assay_nodeadmin_nodeadmin_proto_rawDesc = "" +
 	"\x16RemoveInventoryRequest\x12\x1b\n" +
 	"\tek_hashes\x18\x01 \x03(\tR\bekHashes\"3\n" +
 	"\x17RemoveInventoryResponse\x12\x18\n" +
-	"\aremoved\x18\x01 \x01(\x05R\aremoved\")\n" +
+	"\aremoved\x18\x01 \x01(\x05R\aremoved\"`\n" +
 	"\x11CheckNodesRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\tR\x05group\"h\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x125\n" +
+	"\x06groups\x18\x02 \x03(\v2\x1d.assay.nodeadmin.v1.NodeGroupR\x06groups\"\x9d\x01\n" +
+	"\tNodeGroup\x12\x16\n" +
+	"\x06config\x18\x01 \x01(\fR\x06config\x12>\n" +
+	"\x05files\x18\x02 \x03(\v2(.assay.nodeadmin.v1.NodeGroup.FilesEntryR\x05files\x1a8\n" +
+	"\n" +
+	"FilesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8d\x01\n" +
 	"\x12CheckNodesResponse\x12\x16\n" +
 	"\x06judged\x18\x01 \x01(\x05R\x06judged\x12:\n" +
-	"\arefused\x18\x02 \x03(\v2 .assay.nodeadmin.v1.NodeFindingsR\arefused\"z\n" +
+	"\arefused\x18\x02 \x03(\v2 .assay.nodeadmin.v1.NodeFindingsR\arefused\x12#\n" +
+	"\rfiles_unknown\x18\x03 \x03(\tR\ffilesUnknown\"z\n" +
 	"\fNodeFindings\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x127\n" +
 	"\bfindings\x18\x02 \x03(\v2\x1b.assay.nodeadmin.v1.FindingR\bfindings\x12\x14\n" +
@@ -1484,7 +1567,7 @@ func file_assay_nodeadmin_nodeadmin_proto_rawDescGZIP() []byte {
 	return file_assay_nodeadmin_nodeadmin_proto_rawDescData
 }
 
-var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_assay_nodeadmin_nodeadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_assay_nodeadmin_nodeadmin_proto_goTypes = []any{
 	(*Standing)(nil),                // 0: assay.nodeadmin.v1.Standing
 	(*Check)(nil),                   // 1: assay.nodeadmin.v1.Check
@@ -1505,11 +1588,13 @@ var file_assay_nodeadmin_nodeadmin_proto_goTypes = []any{
 	(*RemoveInventoryRequest)(nil),  // 16: assay.nodeadmin.v1.RemoveInventoryRequest
 	(*RemoveInventoryResponse)(nil), // 17: assay.nodeadmin.v1.RemoveInventoryResponse
 	(*CheckNodesRequest)(nil),       // 18: assay.nodeadmin.v1.CheckNodesRequest
-	(*CheckNodesResponse)(nil),      // 19: assay.nodeadmin.v1.CheckNodesResponse
-	(*NodeFindings)(nil),            // 20: assay.nodeadmin.v1.NodeFindings
-	(*Finding)(nil),                 // 21: assay.nodeadmin.v1.Finding
-	(*ListRootsRequest)(nil),        // 22: assay.nodeadmin.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),       // 23: assay.nodeadmin.v1.ListRootsResponse
+	(*NodeGroup)(nil),               // 19: assay.nodeadmin.v1.NodeGroup
+	(*CheckNodesResponse)(nil),      // 20: assay.nodeadmin.v1.CheckNodesResponse
+	(*NodeFindings)(nil),            // 21: assay.nodeadmin.v1.NodeFindings
+	(*Finding)(nil),                 // 22: assay.nodeadmin.v1.Finding
+	(*ListRootsRequest)(nil),        // 23: assay.nodeadmin.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),       // 24: assay.nodeadmin.v1.ListRootsResponse
+	nil,                             // 25: assay.nodeadmin.v1.NodeGroup.FilesEntry
 }
 var file_assay_nodeadmin_nodeadmin_proto_depIdxs = []int32{
 	0,  // 0: assay.nodeadmin.v1.Node.standing:type_name -> assay.nodeadmin.v1.Standing
@@ -1520,35 +1605,37 @@ var file_assay_nodeadmin_nodeadmin_proto_depIdxs = []int32{
 	2,  // 5: assay.nodeadmin.v1.ListNodesResponse.nodes:type_name -> assay.nodeadmin.v1.Node
 	11, // 6: assay.nodeadmin.v1.ListInventoryResponse.devices:type_name -> assay.nodeadmin.v1.Device
 	11, // 7: assay.nodeadmin.v1.AddInventoryRequest.devices:type_name -> assay.nodeadmin.v1.Device
-	20, // 8: assay.nodeadmin.v1.CheckNodesResponse.refused:type_name -> assay.nodeadmin.v1.NodeFindings
-	21, // 9: assay.nodeadmin.v1.NodeFindings.findings:type_name -> assay.nodeadmin.v1.Finding
-	4,  // 10: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
-	6,  // 11: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
-	7,  // 12: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
-	8,  // 13: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
-	9,  // 14: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
-	10, // 15: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
-	12, // 16: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
-	14, // 17: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
-	16, // 18: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
-	22, // 19: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
-	18, // 20: assay.nodeadmin.v1.NodeAdmin.CheckNodes:input_type -> assay.nodeadmin.v1.CheckNodesRequest
-	5,  // 21: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
-	2,  // 22: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
-	2,  // 23: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
-	2,  // 24: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
-	2,  // 25: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
-	2,  // 26: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
-	13, // 27: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
-	15, // 28: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
-	17, // 29: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
-	23, // 30: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
-	19, // 31: assay.nodeadmin.v1.NodeAdmin.CheckNodes:output_type -> assay.nodeadmin.v1.CheckNodesResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	19, // 8: assay.nodeadmin.v1.CheckNodesRequest.groups:type_name -> assay.nodeadmin.v1.NodeGroup
+	25, // 9: assay.nodeadmin.v1.NodeGroup.files:type_name -> assay.nodeadmin.v1.NodeGroup.FilesEntry
+	21, // 10: assay.nodeadmin.v1.CheckNodesResponse.refused:type_name -> assay.nodeadmin.v1.NodeFindings
+	22, // 11: assay.nodeadmin.v1.NodeFindings.findings:type_name -> assay.nodeadmin.v1.Finding
+	4,  // 12: assay.nodeadmin.v1.NodeAdmin.ListNodes:input_type -> assay.nodeadmin.v1.ListNodesRequest
+	6,  // 13: assay.nodeadmin.v1.NodeAdmin.GetNode:input_type -> assay.nodeadmin.v1.GetNodeRequest
+	7,  // 14: assay.nodeadmin.v1.NodeAdmin.Approve:input_type -> assay.nodeadmin.v1.ApproveRequest
+	8,  // 15: assay.nodeadmin.v1.NodeAdmin.Suspend:input_type -> assay.nodeadmin.v1.SuspendRequest
+	9,  // 16: assay.nodeadmin.v1.NodeAdmin.Readmit:input_type -> assay.nodeadmin.v1.ReadmitRequest
+	10, // 17: assay.nodeadmin.v1.NodeAdmin.Ban:input_type -> assay.nodeadmin.v1.BanRequest
+	12, // 18: assay.nodeadmin.v1.NodeAdmin.ListInventory:input_type -> assay.nodeadmin.v1.ListInventoryRequest
+	14, // 19: assay.nodeadmin.v1.NodeAdmin.AddInventory:input_type -> assay.nodeadmin.v1.AddInventoryRequest
+	16, // 20: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:input_type -> assay.nodeadmin.v1.RemoveInventoryRequest
+	23, // 21: assay.nodeadmin.v1.NodeAdmin.ListRoots:input_type -> assay.nodeadmin.v1.ListRootsRequest
+	18, // 22: assay.nodeadmin.v1.NodeAdmin.CheckNodes:input_type -> assay.nodeadmin.v1.CheckNodesRequest
+	5,  // 23: assay.nodeadmin.v1.NodeAdmin.ListNodes:output_type -> assay.nodeadmin.v1.ListNodesResponse
+	2,  // 24: assay.nodeadmin.v1.NodeAdmin.GetNode:output_type -> assay.nodeadmin.v1.Node
+	2,  // 25: assay.nodeadmin.v1.NodeAdmin.Approve:output_type -> assay.nodeadmin.v1.Node
+	2,  // 26: assay.nodeadmin.v1.NodeAdmin.Suspend:output_type -> assay.nodeadmin.v1.Node
+	2,  // 27: assay.nodeadmin.v1.NodeAdmin.Readmit:output_type -> assay.nodeadmin.v1.Node
+	2,  // 28: assay.nodeadmin.v1.NodeAdmin.Ban:output_type -> assay.nodeadmin.v1.Node
+	13, // 29: assay.nodeadmin.v1.NodeAdmin.ListInventory:output_type -> assay.nodeadmin.v1.ListInventoryResponse
+	15, // 30: assay.nodeadmin.v1.NodeAdmin.AddInventory:output_type -> assay.nodeadmin.v1.AddInventoryResponse
+	17, // 31: assay.nodeadmin.v1.NodeAdmin.RemoveInventory:output_type -> assay.nodeadmin.v1.RemoveInventoryResponse
+	24, // 32: assay.nodeadmin.v1.NodeAdmin.ListRoots:output_type -> assay.nodeadmin.v1.ListRootsResponse
+	20, // 33: assay.nodeadmin.v1.NodeAdmin.CheckNodes:output_type -> assay.nodeadmin.v1.CheckNodesResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_assay_nodeadmin_nodeadmin_proto_init() }
@@ -1562,7 +1649,7 @@ func file_assay_nodeadmin_nodeadmin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_nodeadmin_nodeadmin_proto_rawDesc), len(file_assay_nodeadmin_nodeadmin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -56,7 +56,7 @@ type NodeAdminClient interface {
 	// ListRoots returns what the server trusts for EK certificates.
 	ListRoots(ctx context.Context, in *ListRootsRequest, opts ...grpc.CallOption) (*ListRootsResponse, error)
 	// CheckNodes judges the admitted nodes with a TPM, as they were last seen, by the rules of their
-	// node groups, and changes nothing. Lists of files (IMA) are not judged: the server keeps no files.
+	// node groups, and changes nothing.
 	CheckNodes(ctx context.Context, in *CheckNodesRequest, opts ...grpc.CallOption) (*CheckNodesResponse, error)
 }
 
@@ -197,7 +197,7 @@ type NodeAdminServer interface {
 	// ListRoots returns what the server trusts for EK certificates.
 	ListRoots(context.Context, *ListRootsRequest) (*ListRootsResponse, error)
 	// CheckNodes judges the admitted nodes with a TPM, as they were last seen, by the rules of their
-	// node groups, and changes nothing. Lists of files (IMA) are not judged: the server keeps no files.
+	// node groups, and changes nothing.
 	CheckNodes(context.Context, *CheckNodesRequest) (*CheckNodesResponse, error)
 	mustEmbedUnimplementedNodeAdminServer()
 }

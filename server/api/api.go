@@ -99,6 +99,9 @@ type Continuous interface {
 	Fresh(id spiffeid.ID) bool
 	// Vouched returns what the agent's TPM vouched for of what it delivered, oldest first.
 	Vouched(id spiffeid.ID) []nodes.Anchor
+	// Check judges a node by the rules of the named group, or of its own for "", where the proposed
+	// ones take the place of those called the same. Without filesKnown no list of files was judged.
+	Check(n *nodes.Node, group string, proposed []*policy.Group) (broken []policy.Finding, filesKnown bool, err error)
 }
 
 // Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
@@ -118,8 +121,6 @@ type Config struct {
 	Inventory   Inventory
 	// Continuous attestation of nodes that have a TPM; nil asks none of them again.
 	Continuous Continuous
-	// Check judges a node by the rules of the named group, or of its own for "".
-	Check func(n *nodes.Node, group string) ([]policy.Finding, error)
 	// EKRoots are the CAs of TPM makers that attestors trust, to show.
 	EKRoots []*x509.Certificate
 	// Attestors by their type.

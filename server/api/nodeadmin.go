@@ -16,6 +16,7 @@ import (
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/tpm"
+	"github.com/assay-id/assay/tpm/policy"
 )
 
 // nodeAdminService is our own assay.nodeadmin.v1.NodeAdmin.
@@ -169,19 +170,32 @@ func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest)
 	return resp, nil
 }
 
-// CheckNodes tells which nodes the present rules would refuse, and why.
+// CheckNodes tells which nodes the present rules, or those proposed, would refuse, and why.
 func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodesRequest) (*adminv1.CheckNodesResponse, error) {
+	if s.cfg.Continuous == nil {
+		return nil, status.Error(codes.FailedPrecondition, "this server judges no nodes")
+	}
+	var proposed []*policy.Group
+	for _, p := range req.Groups {
+		g, err := wire.ReadGroup(p)
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		proposed = append(proposed, g)
+	}
 	list, _, err := s.cfg.Nodes.List(nodes.Filter{AttestationType: tpm.AttestorType, State: nodes.StateAdmitted}, 0, "")
 	if err != nil {
 		return nil, wire.Error(err)
 	}
 	resp := &adminv1.CheckNodesResponse{Judged: int32(len(list))}
 	for _, n := range list {
-		findings, err := s.cfg.Check(n, req.Group)
-		if err == nil && len(findings) == 0 {
-			continue
+		findings, filesKnown, err := s.cfg.Continuous.Check(n, req.Group, proposed)
+		if err == nil && !filesKnown {
+			resp.FilesUnknown = append(resp.FilesUnknown, n.ID.String())
 		}
-		resp.Refused = append(resp.Refused, wire.Findings(n.ID, findings, err))
+		if err != nil || len(findings) > 0 {
+			resp.Refused = append(resp.Refused, wire.Findings(n.ID, findings, err))
+		}
 	}
 	return resp, nil
 }

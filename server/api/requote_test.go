@@ -35,6 +35,7 @@ import (
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/storetest"
+	"github.com/assay-id/assay/tpm/policy"
 )
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
@@ -52,6 +53,9 @@ func (s *script) Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, 
 func (s *script) Fresh(spiffeid.ID) bool { return s.fresh.Load() }
 
 func (s *script) Vouched(spiffeid.ID) []nodes.Anchor { return nil }
+func (s *script) Check(*nodes.Node, string, []*policy.Group) ([]policy.Finding, bool, error) {
+	return nil, true, nil
+}
 
 // site is a server with one admitted node, and the node's connection.
 type site struct {

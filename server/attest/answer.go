@@ -77,6 +77,7 @@ func (c *Continuous) judge(ctx context.Context, id spiffeid.ID, w *watched, r *r
 	if keep {
 		w.kept = now
 	}
+	w.files.advance(w.state.IMA, next.IMA, next.files)
 	w.state, w.fresh = &next.TPMState, now
 	w.recent = append(w.recent, nodes.Anchor{At: next.QuotedAt, Clock: quoted.Clock, History: history})
 	w.recent = slices.Clone(w.recent[max(0, len(w.recent)-maxAnchors):])

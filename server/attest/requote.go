@@ -55,7 +55,8 @@ type watched struct {
 	fresh  time.Time      // of the last good quote
 	kept   time.Time      // when state was last written to the record
 	recent []nodes.Anchor // at most maxAnchors, oldest first
-	live   *requoting     // the session that asks now; nil if none
+	files  files
+	live   *requoting // the session that asks now; nil if none
 }
 
 // maxAnchors are kept in memory for each machine: an hour's, at one in a minute.

@@ -20,6 +20,7 @@ import (
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/device"
+	"github.com/assay-id/assay/tpm/ima"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/swtpmtest"
 	"github.com/assay-id/assay/tpm/verify"
@@ -373,7 +374,7 @@ func TestRulesAtAttestation(t *testing.T) {
 	must(t, a.attest(t.Context()))
 	// The rules change: a dry run tells, the next attestation suspends.
 	strict := &policy.Group{Name: "default", SecureBoot: true}
-	got, err := rules.Check(w.registry.Get(a.id), strict)
+	got, _, err := w.attestor.Continuous.Check(w.registry.Get(a.id), "", []*policy.Group{strict})
 	if err != nil || len(got) != 1 || got[0].Rule != "secure_boot" {
 		t.Errorf("check: %v, %v", got, err)
 	}
@@ -383,6 +384,59 @@ func TestRulesAtAttestation(t *testing.T) {
 	}
 	if n := w.registry.Get(a.id); n.State != nodes.StateSuspended || n.By != nodes.ByPolicy || !strings.Contains(n.Standing.Reason, "secure_boot") {
 		t.Errorf("%+v", n.Standing)
+	}
+}
+
+// TestCheckFiles: the dry run judges by lists what the machine measured, before it attested and since.
+func TestCheckFiles(t *testing.T) {
+	m, a := booted(t, "uki", nil)
+	_, _ = a.watched()
+	c := a.w.attestor.Continuous
+	group := onlyWhatRan(m)
+	check := func(c *Continuous) ([]policy.Finding, bool) {
+		t.Helper()
+		broken, known, err := c.Check(a.w.registry.Get(a.id), "", []*policy.Group{group})
+		must(t, err)
+		return broken, known
+	}
+	if broken, known := check(c); !known || len(broken) != 0 {
+		t.Errorf("what it measured: %v, %v", broken, known)
+	}
+	m.Measure([32]byte{0xba, 0xd0}, "/tmp/implant")
+	eventually(t, func() bool { broken, _ := check(c); return len(broken) == 1 })
+	if broken, known := check(c); !known || !strings.Contains(broken[0].Found, `"/tmp/implant"`) || !strings.HasPrefix(broken[0].Event, "IMA entry 5:") {
+		t.Errorf("%v, %v", broken, known)
+	}
+	if a.w.registry.Get(a.id).State != nodes.StateAdmitted {
+		t.Error("a dry run changes something")
+	}
+	// Another server saw none of it, and says so; it judges the rest.
+	group.SecureBoot = true
+	other := &Continuous{Nodes: a.w.registry, Now: a.w.later, Logger: quiet(t)}
+	if broken, known := check(other); known || len(broken) != 1 || broken[0].Rule != "secure_boot" {
+		t.Errorf("another server: %v, %v", broken, known)
+	}
+	group.IMA = nil
+	if _, known := check(other); !known {
+		t.Error("without lists there is nothing that is not known")
+	}
+}
+
+func TestFilesAreBounded(t *testing.T) {
+	many := make([]ima.Entry, maxFiles)
+	full, one := ima.State{Entries: maxFiles}, ima.State{Entries: maxFiles + 1}
+	var f files
+	f.advance(ima.State{}, full, many)
+	if got, known := f.entries(full); !known || len(got) != maxFiles || got[maxFiles-1].Number != maxFiles-1 {
+		t.Errorf("%d files, %v", len(got), known)
+	}
+	f.advance(full, one, many[:1])
+	if _, known := f.entries(one); known || f.all != nil {
+		t.Error("one more is kept")
+	}
+	f.advance(one, ima.State{Entries: maxFiles + 2}, many[:1])
+	if f.all != nil {
+		t.Error("a part is kept")
 	}
 }
 

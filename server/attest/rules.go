@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -108,25 +109,30 @@ func (r *Rules) judge(s *nodes.TPMState, v *verify.Verdict) (findings, error) {
 	return g.Judge(m), nil
 }
 
-// Check tells which rules a node breaks as it was last seen: by the rules of its group, or by
-// those of g. Rules on files are not judged, since the files themselves are not kept.
-func (r *Rules) Check(n *nodes.Node, g *policy.Group) ([]policy.Finding, error) {
-	if n.TPM == nil {
+// with returns the rules with some groups in place of those that are called the same.
+func (r *Rules) with(groups []*policy.Group) *Rules {
+	next := &Rules{Groups: map[string]*policy.Group{}}
+	if r != nil {
+		next.Devices = r.Devices
+		maps.Copy(next.Groups, r.Groups)
+	}
+	for _, g := range groups {
+		next.Groups[g.Name] = g
+	}
+	return next
+}
+
+// choose returns the rules of the group named, or those for the node; nil if there are none.
+func (r *Rules) choose(n *nodes.Node, group string) (*policy.Group, error) {
+	switch {
+	case n.TPM == nil:
 		return nil, fmt.Errorf("%s did not attest by a TPM", n.ID)
+	case group == "":
+		return r.group(n.TPM.Facts.EKHash)
+	case r.Groups[group] == nil:
+		return nil, fmt.Errorf("the server's configuration has no node_group %q", group)
 	}
-	if g == nil {
-		var err error
-		if g, err = r.group(n.TPM.Facts.EKHash); err != nil || g == nil {
-			return nil, err
-		}
-	}
-	m, err := machineOf(n.TPM)
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of %s: %w", n.ID, err)
-	}
-	withoutFiles := *g
-	withoutFiles.IMA = nil
-	return withoutFiles.Judge(m), nil
+	return r.Groups[group], nil
 }
 
 // findings say, one sentence each, which rules a machine breaks.

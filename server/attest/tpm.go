@@ -91,6 +91,7 @@ func (t *TPM) admit(ctx context.Context, id spiffeid.ID, v *verify.Verdict) (nod
 		}
 	}
 	state.Former = t.Continuous.vouched(id)
+	t.Continuous.remember(id, v.IMA, v.Files)
 	a.Selectors, a.TPM = selectors.DeriveNode(&state.Facts), state
 	return a, nil
 }

@@ -52,13 +52,14 @@ const (
 	pingTimeout      = 20 * time.Second
 	minPing          = 10 * time.Second // faster pings of a client end its connection
 	stopGrace        = 10 * time.Second
+	maxFromOperators = 64 << 20 // bytes of one message: rules may come with lists of files
 )
 
 // New makes a gate before the services that register adds; Serve opens it.
 func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
 	g := &Gate{cfg: cfg}
 	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
-	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}))...)
+	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}), grpc.MaxRecvMsgSize(maxFromOperators))...)
 	g.tcp = grpc.NewServer(append(guards,
 		grpc.Creds(credentials.NewTLS(g.tlsConfig())),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),

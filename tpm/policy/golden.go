@@ -112,6 +112,20 @@ func (g *Golden) check() (err error) {
 	return err
 }
 
+// boot returns what the golden machine's log tells, nil without a log. Its PCRs stand for what IMA would say
+// of the time before user space: the machine is trusted.
+func (g *Golden) boot() (*eventlog.Boot, error) {
+	if g.log == nil {
+		return nil, nil
+	}
+	quote := eventlog.Quote{PCRs: map[int]eventlog.Digest{}, CommandLine: g.CommandLine}
+	for n, d := range g.PCRs {
+		quote.PCRs[n] = eventlog.Digest(d)
+	}
+	quote.BootAggregate, _ = eventlog.BootAggregate(quote.PCRs)
+	return g.log.Replay(quote)
+}
+
 // loggedLater are PCRs into which more is extended after the log's end: there it is the logs that are
 // compared, which both lead to the PCRs.
 var loggedLater = []int{5, 11}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/assay-id/assay/cmd/assay/cli"
+	"github.com/assay-id/assay/cmd/config"
 	adminpb "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm"
@@ -24,18 +25,67 @@ import (
 )
 
 func (a *app) tpmCheck() *cobra.Command {
-	var name string
-	c := &cobra.Command{Use: "check", Short: "Tells which admitted nodes the configured rules would refuse, and why; changes nothing", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return a.onNodes(func(client adminpb.NodeAdminClient) error {
-			resp, err := client.CheckNodes(c.Context(), &adminpb.CheckNodesRequest{Group: name})
-			if err != nil {
-				return err
+	var name, path string
+	c := &cobra.Command{
+		Use:   "check [--policy FILE]",
+		Short: "Tells which admitted nodes the configured rules, or those of a file, would refuse, and why; changes nothing",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			req := &adminpb.CheckNodesRequest{Group: name}
+			if path != "" {
+				var err error
+				if req.Groups, err = readPolicy(path); err != nil {
+					return err
+				}
 			}
-			return a.Show(resp, func(w io.Writer) { showFindings(w, resp) })
-		})
-	}}
+			return a.onNodes(func(client adminpb.NodeAdminClient) error {
+				resp, err := client.CheckNodes(c.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.Show(resp, func(w io.Writer) { showFindings(w, resp) })
+			})
+		},
+	}
 	c.Flags().StringVar(&name, "group", "", "judge all nodes by this node_group (default: each by its own)")
+	c.Flags().StringVar(&path, "policy", "", "file with blocks node_group, to try in place of those that the server's configuration calls the same")
 	return c
+}
+
+// readPolicy reads blocks node_group as the server's configuration has them, and the files that they name.
+func readPolicy(path string) ([]*adminpb.NodeGroup, error) {
+	var conf struct {
+		Groups []policy.GroupConfig `hcl:"node_group,block"`
+	}
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := config.Parse(path, src, &conf); err != nil {
+		return nil, err
+	}
+	if len(conf.Groups) == 0 {
+		return nil, fmt.Errorf("%s has no block node_group \"name\" { … }", path)
+	}
+	var groups []*adminpb.NodeGroup
+	for _, g := range conf.Groups {
+		sent := &adminpb.NodeGroup{Files: map[string][]byte{}}
+		_, err := g.Group(func(path string) (data []byte, err error) {
+			data, err = os.ReadFile(path)
+			sent.Files[path] = data
+			return data, err
+		})
+		if wrong, ok := errors.AsType[*policy.KeyError](err); ok {
+			return nil, config.At(path, src, "node_group", wrong.Group, wrong.Key, err)
+		} else if err != nil {
+			return nil, err
+		}
+		if sent.Config, err = json.Marshal(g); err != nil {
+			return nil, fmt.Errorf("encode the node_group %q: %w", g.Name, err)
+		}
+		groups = append(groups, sent)
+	}
+	return groups, nil
 }
 
 func showFindings(w io.Writer, resp *adminpb.CheckNodesResponse) {
@@ -51,6 +101,9 @@ func showFindings(w io.Writer, resp *adminpb.CheckNodesResponse) {
 			}
 			fmt.Fprintln(w)
 		}
+	}
+	for _, id := range resp.FilesUnknown {
+		fmt.Fprintf(w, "%s\n  ima_allow\tnot judged: this server knows its files from its next attestation on\n", id)
 	}
 	fmt.Fprintf(w, "%d of %d nodes would be refused\n", len(resp.Refused), resp.Judged)
 }

@@ -3,6 +3,8 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -52,6 +54,23 @@ func ReadDevice(p *adminv1.Device) (nodes.Device, error) {
 		return nodes.Device{}, err
 	}
 	return nodes.Device{EK: ek, Label: p.Label, Group: p.Group, Note: p.Note}, nil
+}
+
+// ReadGroup reads rules that are to be tried, with the files that came along.
+func ReadGroup(p *adminv1.NodeGroup) (*policy.Group, error) {
+	var c policy.GroupConfig
+	dec := json.NewDecoder(bytes.NewReader(p.GetConfig()))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		return nil, fmt.Errorf("a node_group that this server does not understand: %w; use the assay of its version", err)
+	}
+	return c.Group(func(path string) ([]byte, error) {
+		data, ok := p.Files[path]
+		if !ok {
+			return nil, fmt.Errorf("the file %s was not sent", path)
+		}
+		return data, nil
+	})
 }
 
 // Findings returns why the rules refuse a node, or why they could not be applied.
