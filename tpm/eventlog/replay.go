@@ -21,7 +21,10 @@ func (e *MismatchError) Error() string {
 
 // Extend returns the value of a PCR after a digest was extended into it.
 func Extend(pcr, digest Digest) Digest {
-	return sha256.Sum256(append(pcr[:], digest[:]...))
+	var both [2 * sha256.Size]byte
+	copy(both[:sha256.Size], pcr[:])
+	copy(both[sha256.Size:], digest[:])
+	return sha256.Sum256(both[:])
 }
 
 // chain is the sequence of events of one PCR, all of them extended.
