@@ -6,13 +6,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/server/store"
 )
 
-const conflictTrys = 10
+const (
+	conflictTrys = 20
+	// conflictWait is how much longer, at the most, each try holds back than the one before.
+	conflictWait = 5 * time.Millisecond
+)
 
 // Result of one item of a batch.
 type Result[T any] struct {
@@ -206,7 +212,8 @@ func each[I, T any](items []I, do func(I) (spiffeid.TrustDomain, T, error)) []Re
 // the replica to show it. It is planned again when another server was faster.
 func (r *Registry) edit(ctx context.Context, plan func(*store.Txn) error) error {
 	var conflict *store.ConflictError
-	for range conflictTrys {
+	for try := range conflictTrys {
+		time.Sleep(time.Duration(rand.Float64() * float64(try) * float64(conflictWait)))
 		var txn store.Txn
 		r.mu.RLock()
 		err := plan(&txn)
