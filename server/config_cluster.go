@@ -3,6 +3,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/store/cluster"
 )
 
 // ClusterConfig is the block `cluster`: this server's store is one of three or five members, each
@@ -34,7 +36,7 @@ func (p *prepared) readCluster() error {
 	ip := net.ParseIP(host)
 	switch {
 	case len(p.Store.Endpoints) > 0:
-		return fmt.Errorf("cluster: the store is at store.endpoints; remove one of the two")
+		return errors.New("cluster: the store is at store.endpoints; remove one of the two")
 	case !memberName.MatchString(c.Name):
 		return fmt.Errorf("cluster: name %q: write letters, digits, \"-\", \"_\" and \".\", at most 63", c.Name)
 	case err != nil || portErr != nil || n < 1 || n > 65535 || host == "":
@@ -57,13 +59,24 @@ func (p *prepared) storeConfig() store.Config {
 	return c
 }
 
-// StoreConfig is the store that the configuration names, for commands that tend it.
-func (c Config) StoreConfig() (store.Config, error) {
+// StoreOnDisk is the store that the configuration names, for the commands that tend it.
+func (c Config) StoreOnDisk() (cluster.Config, error) {
 	p, err := c.prepare()
 	if err != nil {
-		return store.Config{}, err
+		return cluster.Config{}, err
 	}
-	return p.storeConfig(), nil
+	if len(p.Store.Endpoints) > 0 {
+		return cluster.Config{}, errors.New("the store is at store.endpoints: tend it with that etcd's own tools")
+	}
+	s := p.storeConfig()
+	on := cluster.Config{Dir: s.Dir, Prefix: store.DefaultPrefix, TrustDomain: p.trustDomain.Name()}
+	if s.Prefix != "" {
+		on.Prefix = s.Prefix
+	}
+	if s.Cluster != nil {
+		on.Name, on.Address = s.Cluster.Name, s.Cluster.Address
+	}
+	return on, nil
 }
 
 // migrations bring the store's content from one form to the next, in order; see store.Migrate.

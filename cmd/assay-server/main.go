@@ -7,6 +7,8 @@ import (
 	"context"
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"github.com/assay-id/assay/cmd/daemon"
 	"github.com/assay-id/assay/server"
 	"github.com/assay-id/assay/server/store/member"
@@ -23,6 +25,7 @@ func run() int {
 	return daemon.Command[server.Config]{
 		Name: "assay-server", Short: "Admits nodes, keeps registration entries and signs identities", Version: version,
 		ConfigPath: "/etc/assay/server.hcl",
+		Commands:   func(load func() (server.Config, error)) []*cobra.Command { return []*cobra.Command{storeCommand(load)} },
 		Run: func(ctx context.Context, conf server.Config) error {
 			s, err := server.New(conf, version, os.Stderr)
 			if err != nil {

@@ -25,6 +25,8 @@ type Command[C interface{ Validate() error }] struct {
 	Run func(ctx context.Context, conf C) error
 	// More are further subcommands by name, each with a sentence.
 	More []Subcommand[C]
+	// Commands that have arguments of their own; load reads the configuration and checks it.
+	Commands func(load func() (C, error)) []*cobra.Command
 }
 
 // Subcommand does something with the configuration.
@@ -48,13 +50,16 @@ func (d Command[C]) root() *cobra.Command {
 	var path string
 	root := &cobra.Command{Use: d.Name, Short: d.Short, Version: d.Version, SilenceUsage: true, SilenceErrors: true}
 	root.PersistentFlags().StringVar(&path, "config", d.ConfigPath, "configuration file (HCL)")
+	load := func() (conf C, err error) {
+		if err = config.Load(path, &conf); err == nil {
+			err = conf.Validate()
+		}
+		return conf, err
+	}
 	add := func(name, short string, run func(ctx context.Context, conf C) error) {
 		root.AddCommand(&cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-			var conf C
-			if err := config.Load(path, &conf); err != nil {
-				return err
-			}
-			if err := conf.Validate(); err != nil {
+			conf, err := load()
+			if err != nil {
 				return err
 			}
 			return run(c.Context(), conf)
@@ -64,6 +69,9 @@ func (d Command[C]) root() *cobra.Command {
 	add("validate", "Checks the configuration file", func(context.Context, C) error { return nil })
 	for _, m := range d.More {
 		add(m.Name, m.Short, func(_ context.Context, conf C) error { return m.Run(conf) })
+	}
+	if d.Commands != nil {
+		root.AddCommand(d.Commands(load)...)
 	}
 	return root
 }

@@ -34,24 +34,35 @@ type Batch struct {
 // Snapshot returns all keys with the prefix in ascending order, as of one revision. To follow
 // them from there, Watch after that revision.
 func (s *Store) Snapshot(ctx context.Context, prefix string) ([]KV, int64, error) {
-	if err := s.trouble(); err != nil {
+	var all []KV
+	revision, err := s.Scan(ctx, prefix, func(part []KV) { all = append(all, part...) })
+	if err != nil {
 		return nil, 0, err
+	}
+	return all, revision, nil
+}
+
+// Scan is Snapshot in parts: it calls each with some keys after the other. When it fails, the
+// parts are worth nothing.
+func (s *Store) Scan(ctx context.Context, prefix string, each func([]KV)) (int64, error) {
+	if err := s.trouble(); err != nil {
+		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
 	revision, err := s.present(ctx)
 	if err != nil {
-		return nil, 0, s.unavailable(err)
+		return 0, s.unavailable(err)
 	}
 	// Paging with a limit would make etcd count to the end of the range on every page.
-	kvs, err := s.stream(ctx, prefix, revision)
+	err = s.stream(ctx, prefix, revision, each)
 	if status.Code(err) == codes.Unimplemented { // an external etcd before 3.7
-		kvs, err = s.whole(ctx, prefix, revision)
+		err = s.whole(ctx, prefix, revision, each)
 	}
 	if err != nil {
-		return nil, 0, s.unavailable(err)
+		return 0, s.unavailable(err)
 	}
-	return kvs, revision, nil
+	return revision, nil
 }
 
 const (
@@ -70,35 +81,36 @@ func (s *Store) present(ctx context.Context) (int64, error) {
 	return got.Header.Revision, nil
 }
 
-func (s *Store) stream(ctx context.Context, prefix string, revision int64) ([]KV, error) {
+func (s *Store) stream(ctx context.Context, prefix string, revision int64, each func([]KV)) error {
 	chunks, err := s.client.GetStream(ctx, s.prefix+prefix, clientv3.WithPrefix(), clientv3.WithRev(revision))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var kvs []KV
 	for chunk := range chunks {
 		if chunk.Err() != nil {
 			err = chunk.Err()
 			continue // it is the last one
 		}
-		kvs = s.appendKVs(kvs, chunk.Kvs)
+		each(s.kvs(chunk.Kvs))
 	}
-	return kvs, err
+	return err
 }
 
-func (s *Store) whole(ctx context.Context, prefix string, revision int64) ([]KV, error) {
+func (s *Store) whole(ctx context.Context, prefix string, revision int64, each func([]KV)) error {
 	got, err := s.client.Get(ctx, s.prefix+prefix, clientv3.WithPrefix(), clientv3.WithRev(revision))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return s.appendKVs(nil, got.Kvs), nil
+	each(s.kvs(got.Kvs))
+	return nil
 }
 
-func (s *Store) appendKVs(to []KV, kvs []*mvccpb.KeyValue) []KV {
-	for _, kv := range kvs {
-		to = append(to, KV{strings.TrimPrefix(string(kv.Key), s.prefix), kv.Value, kv.ModRevision})
+func (s *Store) kvs(kvs []*mvccpb.KeyValue) []KV {
+	out := make([]KV, len(kvs))
+	for i, kv := range kvs {
+		out[i] = KV{strings.TrimPrefix(string(kv.Key), s.prefix), kv.Value, kv.ModRevision}
 	}
-	return to
+	return out
 }
 
 // Watch delivers every change under the prefix after the given revision, until the context

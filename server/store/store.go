@@ -59,7 +59,7 @@ type Config struct {
 	Endpoints []string
 	// TLS for Endpoints; nil is plain text.
 	TLS *tls.Config
-	// Prefix of all keys; default "assay/". It separates us from others in a shared etcd.
+	// Prefix of all keys; default DefaultPrefix. It separates us from others in a shared etcd.
 	Prefix string
 	// Executable that is started as `Executable store-member …`; default os.Executable().
 	Executable string
@@ -85,6 +85,9 @@ type Cluster struct {
 	// TrustDomain that the members serve.
 	TrustDomain string
 }
+
+// DefaultPrefix of all keys.
+const DefaultPrefix = "assay/"
 
 // KV is one key with its value and the revision of its last change.
 type KV struct {
@@ -150,7 +153,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 func (cfg *Config) setDefaults() {
 	if cfg.Prefix == "" {
-		cfg.Prefix = "assay/"
+		cfg.Prefix = DefaultPrefix
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

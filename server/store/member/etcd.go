@@ -23,7 +23,7 @@ import (
 // setting trades durability for speed.
 func (s Spec) embedConfig(dir string, core zapcore.Core) (*embed.Config, error) {
 	c := embed.NewConfig()
-	c.Name = aloneName
+	c.Name = AloneName
 	c.Dir = DataDir(dir)
 	client := url.URL{Scheme: "unix", Host: clientSocket}
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}

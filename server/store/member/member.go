@@ -33,7 +33,8 @@ const (
 	// MaxRequestBytes is how much.
 	MaxRequestBytes = 8 << 20
 
-	aloneName = "assay"
+	// AloneName is the member's own while it is in no cluster.
+	AloneName = "assay"
 	lockWait  = 5 * time.Second
 )
 
