@@ -185,6 +185,9 @@ func (p *prepared) readStore() error {
 	if s.MinFreeMiB < 0 {
 		return fmt.Errorf("store: min_free_mib %d is negative", s.MinFreeMiB)
 	}
+	if s.QuotaMiB < 0 || s.QuotaMiB > 7168 {
+		return fmt.Errorf("store: quota_mib %d: write a number from 1 to 7168", s.QuotaMiB)
+	}
 	if s.CAPath == "" && s.CertPath == "" && s.KeyPath == "" {
 		return nil
 	}
@@ -204,9 +207,6 @@ func (p *prepared) readStore() error {
 		if err != nil {
 			return fmt.Errorf("store: cert_path and key_path: %w", err)
 		}
-	if s.QuotaMiB < 0 || s.QuotaMiB > 7168 {
-		return fmt.Errorf("store: quota_mib %d: write a number from 1 to 7168", s.QuotaMiB)
-	}
 		p.etcdTLS.Certificates = []tls.Certificate{cert}
 	}
 	return nil

@@ -113,9 +113,9 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	closers = append(closers, s.store.Close)
 	if err := s.claimStore(ctx); err != nil {
 		return closeAll, err
+	}
 	if err := s.store.Migrate(ctx, migrations); err != nil {
 		return closeAll, err
-	}
 	}
 	s.ca, err = ca.Open(ctx, ca.Config{
 		Dir: filepath.Join(c.DataDir, "ca"), TrustDomain: c.trustDomain, Store: s.store, TTL: c.caTTL,
