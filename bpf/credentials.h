@@ -50,8 +50,11 @@ static __always_inline void read_groups(struct credentials *c, struct group_info
 	c->group_count = UNSET;
 	if (!list)
 		return;
-	__u32 fit = count < GROUPS ? count : GROUPS;
-	if (!bpf_probe_read_kernel(c->groups, fit * sizeof(c->groups[0]), &list->gid))
+	__u32 few = count, size = sizeof(c->groups);
+	barrier_var(few); /* else there is no mask, which is the bound that all verifiers know */
+	if (count < GROUPS)
+		size = (few & (GROUPS - 1)) * sizeof(c->groups[0]);
+	if (!bpf_probe_read_kernel(c->groups, size, &list->gid))
 		c->group_count = count;
 }
 
