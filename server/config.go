@@ -57,6 +57,11 @@ type Config struct {
 	X509POP   *X509POPConfig   `hcl:"x509pop,block"`
 	DevID     *DevIDConfig     `hcl:"tpm_devid,block"`
 
+	// Federation is what our trust domain and others know of each other.
+	Federation *FederationConfig `hcl:"federation,block"`
+	// OIDC tells readers of OpenID Connect about our JWT-SVIDs.
+	OIDC *OIDCConfig `hcl:"oidc,block"`
+
 	// NodeGroups are what is demanded of nodes that attest by their TPM.
 	NodeGroups []policy.GroupConfig `hcl:"node_group,block"`
 }
@@ -89,6 +94,7 @@ type StoreConfig struct {
 // prepared is a Config with its defaults and its texts understood.
 type prepared struct {
 	Config
+	web                              web
 	trustDomain                      spiffeid.TrustDomain
 	svidTTL, agentTTL, caTTL, maxAge time.Duration
 	subject                          pkix.Name
@@ -126,7 +132,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore, p.readCluster} {
+	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC} {
 		if err := step(); err != nil {
 			return nil, err
 		}

@@ -28,6 +28,7 @@ import (
 	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/store"
 )
@@ -41,10 +42,12 @@ type Server struct {
 	store   *store.Store
 	ca      *ca.CA
 	entries *entries.Registry
-	nodes   *nodes.Registry
-	devices *nodes.Inventory
-	svid    *ownSVID
-	api     *api.Server
+	// federation is nil until open has come to it, and then for good.
+	federation *federation.Registry
+	nodes      *nodes.Registry
+	devices    *nodes.Inventory
+	svid       *ownSVID
+	api        *api.Server
 	// continuous asks nodes with a TPM again.
 	continuous *attest.Continuous
 }
@@ -81,6 +84,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, tcp.Close())
 	}
+	web, err := s.listenWeb()
+	if err != nil {
+		return errors.Join(err, tcp.Close(), admin.Close())
+	}
 	s.log.Info("server is ready", "version", s.version, "trust_domain", s.conf.trustDomain.Name(), "address", tcp.Addr(),
 		"admin_socket", s.conf.SocketPath, "allow_without_evidence", s.conf.AllowWithoutEvidence)
 
@@ -88,6 +95,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return s.api.Serve(ctx, tcp, admin) })
 	group.Go(func() error { s.ca.Run(ctx); return nil })
 	group.Go(func() error { s.svid.run(ctx, s.log); return nil })
+	for _, l := range web {
+		group.Go(func() error { return l.serve(ctx, s) })
+	}
+	group.Go(func() error { s.federation.Run(ctx); return nil })
 	group.Go(func() error { s.watchStore(ctx); return nil })
 	group.Go(func() error { s.prune(ctx); return nil })
 	return group.Wait()
@@ -125,11 +136,18 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	closers = append(closers, s.ca.Close)
-	s.entries, err = entries.Open(ctx, entries.Config{Store: s.store, TrustDomain: c.trustDomain, Logger: s.log})
+	s.entries, err = entries.Open(ctx, entries.Config{
+		Store: s.store, TrustDomain: c.trustDomain, Logger: s.log,
+		HasBundle: func(td spiffeid.TrustDomain) bool { return s.federation.HasBundle(td) },
+	})
 	if err != nil {
 		return closeAll, err
 	}
 	closers = append(closers, s.entries.Close)
+	if err := s.openFederation(ctx); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.federation.Close)
 	s.nodes, err = nodes.Open(ctx, nodes.Config{Store: s.store, Logger: s.log, ReadmitByAttestation: c.TPM != nil && c.TPM.Readmit == "attestation"})
 	if err != nil {
 		return closeAll, err
