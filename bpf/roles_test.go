@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -95,10 +96,10 @@ func playRole(role string) {
 		check(c.Start())
 		fmt.Println("child", c.Process.Pid)
 		check(c.Wait())
-	case "deep": // executes itself n times
+	case "deep": // executes itself n times, and then as another role
 		n := os.Getenv("ASSAY_DEPTH")
 		if n == "" {
-			os.Setenv("ASSAY_ROLE", "wait")
+			os.Setenv("ASSAY_ROLE", cmp.Or(os.Getenv("ASSAY_THEN"), "wait"))
 		} else {
 			os.Setenv("ASSAY_DEPTH", n[1:])
 		}

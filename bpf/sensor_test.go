@@ -103,6 +103,7 @@ func TestSensor(t *testing.T) {
 	t.Run("ExecFromThread", func(t *testing.T) { testExecInPlace(t, s, "thread-exec") })
 	t.Run("Grandchild", func(t *testing.T) { testGrandchild(t, s) })
 	t.Run("Truncated", func(t *testing.T) { testTruncated(t, s) })
+	t.Run("LongLineage", func(t *testing.T) { testLongLineage(t, s) })
 	t.Run("MemoryFile", func(t *testing.T) { testMemoryFile(t, s) })
 	t.Run("Gone", func(t *testing.T) { testGone(t, s) })
 	t.Run("Cgroup", func(t *testing.T) { testCgroup(t, s) })
