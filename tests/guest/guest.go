@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/assay-id/assay/tpm/swtpm"
 )
 
 // Kernel is a Debian package with a kernel to boot.
@@ -183,20 +185,23 @@ type Machine struct {
 	Initramfs string
 	// Append is more kernel command line.
 	Append string
-	// TPM is the control socket of a software TPM.
+	// TPM is the folder of a software TPM, which runs as long as the machine.
 	TPM     string
 	Timeout time.Duration
 }
 
 // Boot runs the machine until it powers off, and copies its serial line to console.
-func (m Machine) Boot(ctx context.Context, console io.Writer) error {
+func (m Machine) Boot(ctx context.Context, console io.Writer) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.Timeout)
 	defer cancel()
-	args := []string{"-machine", "q35,accel=tcg", "-cpu", m.Kernel.CPU, "-smp", "2", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none",
-		"-kernel", m.Vmlinuz, "-initrd", m.Initramfs, "-append", "console=ttyS0 panic=-1 quiet rootfstype=ramfs " + m.Append, "-serial", "stdio"}
-	if m.TPM != "" {
-		args = append(args, "-chardev", "socket,id=chrtpm,path="+m.TPM, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-tis,tpmdev=tpm0")
+	chip, err := swtpm.StartForQEMU(ctx, m.TPM)
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, chip.Stop()) }()
+	args := []string{"-machine", "q35,accel=tcg", "-cpu", m.Kernel.CPU, "-smp", "2", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none",
+		"-kernel", m.Vmlinuz, "-initrd", m.Initramfs, "-append", "console=ttyS0 panic=-1 quiet rootfstype=ramfs " + m.Append, "-serial", "stdio",
+		"-chardev", "socket,id=chrtpm,path=" + chip.Socket(), "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-tis,tpmdev=tpm0"}
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	qemu.Stdout, qemu.Stderr = console, console
 	if err := qemu.Run(); err != nil {

@@ -95,7 +95,7 @@ func TestGuests(t *testing.T) {
 			continue
 		}
 		t.Run(k.Name, func(t *testing.T) {
-			m := Machine{Kernel: k, Vmlinuz: filepath.Join(kernels[k.Name], "vmlinuz"), Initramfs: initramfs, TPM: startTPM(t, filepath.Join(dir, "tpm")), Timeout: 25 * time.Minute}
+			m := Machine{Kernel: k, Vmlinuz: filepath.Join(kernels[k.Name], "vmlinuz"), Initramfs: initramfs, TPM: filepath.Join(dir, "tpm"), Timeout: 25 * time.Minute}
 			names := chosen("ASSAY_SUITES", k.Suites...)
 			m.Append = "assay.suites=" + strings.Join(names, ",")
 			judge(t, m, names)
@@ -151,26 +151,6 @@ func pack(t *testing.T, root, dir string) map[string]string {
 		files["tests/"+s.name+".test"] = out
 	}
 	return files
-}
-
-// startTPM starts the software TPM for QEMU, which wants its control channel.
-func startTPM(t *testing.T, state string) (socket string) {
-	t.Helper()
-	socket = filepath.Join(state, "control.sock")
-	_ = os.Remove(socket)
-	cmd := exec.CommandContext(t.Context(), "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--ctrl", "type=unixio,path="+socket, "--terminate")
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("swtpm: %v", err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for range 100 {
-		if _, err := os.Stat(socket); err == nil {
-			return socket
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatal("swtpm made no control socket")
-	return ""
 }
 
 // judge boots and reads the guest's verdicts: every suite must have begun and ended with 0.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/assay-id/assay/tests/guest"
+	"github.com/assay-id/assay/tpm/swtpm"
 )
 
 // Host is where a machine finds this one: its connections to Host go to 127.0.0.1 here (QEMU's
@@ -160,13 +161,14 @@ func Download(ctx context.Context, cache string) (Downloads, error) {
 // Machine is one that runs. Its shell takes commands over a serial line.
 type Machine struct {
 	qemu    *exec.Cmd
+	tpm     *swtpm.Process
 	shell   net.Conn
 	lines   *bufio.Reader
 	console io.Writer
 }
 
-// Boot starts a machine. Its folder holds its disk and its firmware's variables; its TPM is
-// behind a control socket.
+// Boot starts a machine. Its folder holds its disk and its firmware's variables; tpm is
+// that of its software TPM.
 func Boot(ctx context.Context, w Way, s Software, d Downloads, dir, tpm string, console io.Writer) (*Machine, error) {
 	esp := filepath.Join(dir, "esp")
 	if err := errors.Join(os.RemoveAll(esp), os.Mkdir(esp, 0o755)); err != nil {
@@ -193,16 +195,19 @@ func Boot(ctx context.Context, w Way, s Software, d Downloads, dir, tpm string, 
 	socket := filepath.Join(dir, "shell.sock")
 	_ = os.Remove(socket)
 	m := &Machine{console: console}
+	if m.tpm, err = swtpm.StartForQEMU(ctx, tpm); err != nil {
+		return nil, err
+	}
 	m.qemu = exec.CommandContext(ctx, "qemu-system-x86_64", append([]string{
 		"-machine", machine + ",accel=tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot",
 		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + code, "-drive", "if=pflash,unit=1,format=raw,file=" + vars,
-		"-chardev", "socket,id=tpm,path=" + tpm, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
+		"-chardev", "socket,id=tpm,path=" + m.tpm.Socket(), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
 		"-nic", "user,model=virtio-net-pci",
 		"-serial", "stdio", "-chardev", "socket,id=shell,path=" + socket + ",server=on,wait=off", "-serial", "chardev:shell",
 	}, args...)...)
 	m.qemu.Stdout, m.qemu.Stderr = console, console
 	if err := m.qemu.Start(); err != nil {
-		return nil, fmt.Errorf("qemu: %w (make setup-tests installs it)", err)
+		return nil, errors.Join(fmt.Errorf("qemu: %w (make setup-tests installs it)", err), m.tpm.Stop())
 	}
 	if err := m.connect(ctx, socket); err != nil {
 		m.Kill()
@@ -263,6 +268,7 @@ func (m *Machine) Kill() {
 	}
 	_ = m.qemu.Process.Kill()
 	_ = m.qemu.Wait()
+	_ = m.tpm.Stop()
 }
 
 func run(ctx context.Context, name string, args ...string) error {

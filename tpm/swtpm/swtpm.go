@@ -21,9 +21,6 @@ import (
 // ErrMissing says that the programs are not installed.
 var ErrMissing = errors.New("swtpm is not installed: run `apt-get install swtpm swtpm-tools` (Debian, Ubuntu)")
 
-// socketName is the file in a TPM's folder that a started TPM listens on.
-const socketName = "swtpm.sock"
-
 // Manufacture makes the state of a new TPM in dir, with an RSA-2048 EK and its certificate in
 // NV 0x01c00002, SHA-256 bank only. The certificate is issued by the CA in caDir, which is
 // made when it is not there; caPEM holds that CA's certificates, the issuer and its root.
@@ -112,20 +109,30 @@ const startTimeout = 10 * time.Second
 // Start powers on the TPM whose state is in dir. It runs until Stop, or until ctx ends, or
 // until this process does.
 func Start(ctx context.Context, dir string) (*Process, error) {
+	socket := filepath.Join(dir, "swtpm.sock")
+	return start(ctx, dir, socket, "--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
+}
+
+// StartForQEMU is Start for QEMU's `-tpmdev emulator`, which powers the TPM itself by the control
+// socket that Socket returns. The TPM ends with that machine.
+func StartForQEMU(ctx context.Context, dir string) (*Process, error) {
+	socket := filepath.Join(dir, "control.sock")
+	return start(ctx, dir, socket, "--ctrl", "type=unixio,path="+socket, "--terminate")
+}
+
+func start(ctx context.Context, dir, socket string, args ...string) (*Process, error) {
 	program, err := exec.LookPath("swtpm")
 	if err != nil {
 		return nil, ErrMissing
 	}
-	socket := filepath.Join(dir, socketName)
 	if len(socket) > 107 {
 		return nil, fmt.Errorf("starting swtpm: %s is longer than the 107 bytes that a socket's path may have; use a shorter folder", socket)
 	}
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("starting swtpm: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, program, "socket", "--tpm2", "--tpmstate", "dir="+dir,
-		"--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear",
-		"--log", "file="+filepath.Join(dir, "swtpm.log")+",level=1")
+	cmd := exec.CommandContext(ctx, program, append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + dir,
+		"--log", "file=" + filepath.Join(dir, "swtpm.log") + ",level=1"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 2 * time.Second
@@ -162,6 +169,9 @@ func (p *Process) ready(ctx context.Context) error {
 
 // Path is what tpm/device.Open takes: "unix:" and the socket.
 func (p *Process) Path() string { return "unix:" + p.socket }
+
+// Socket is the file that the TPM listens on.
+func (p *Process) Socket() string { return p.socket }
 
 // Stop powers the TPM off and waits until it is gone. Its state stays in the folder.
 func (p *Process) Stop() error {

@@ -3,12 +3,14 @@
 package swtpm_test
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/assay-id/assay/tpm/swtpm"
 	"github.com/assay-id/assay/tpm/swtpmtest"
@@ -35,6 +37,37 @@ func TestStopLeavesNothingListening(t *testing.T) {
 		t.Fatalf("after a second start: %v", err)
 	}
 	c.Close()
+}
+
+func TestForQEMUListensOnTheControlSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "assay-swtpm-") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	p, err := swtpm.StartForQEMU(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("unix", p.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// CMD_GET_CAPABILITY (swtpm_ioctls(3)): a result of 0, and 8 bytes of capabilities.
+	if _, err := c.Write([]byte{0, 0, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 12)
+	if n, err := c.Read(answer); err != nil || n < 8 || !bytes.Equal(answer[:4], make([]byte, 4)) {
+		t.Errorf("%x, %v", answer[:n], err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestMissingProgramNamesThePackages(t *testing.T) {
