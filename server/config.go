@@ -102,6 +102,7 @@ type prepared struct {
 	tpm                              *verify.Policy // nil without the block
 	ekRoots                          []*x509.Certificate
 	requoteInterval                  time.Duration
+	imaMemory                        int64                    // bytes
 	groups                           map[string]*policy.Group // by name
 	x509pop                          *attest.X509POP          // nil without the block
 	devid                            *attest.DevID            // nil without the block

@@ -27,6 +27,9 @@ type TPMConfig struct {
 	// Pending lets a TPM that is under no CA and in no inventory wait for `assay node approve`,
 	// instead of refusing it (default false).
 	Pending bool `hcl:"pending,optional"`
+	// IMAMemoryMiB is for machines' IMA logs while they are judged (default 512, at least 128): a log
+	// takes 4, and 64 if it is longer than that.
+	IMAMemoryMiB int `hcl:"ima_memory_mib,optional"`
 	// RequoteInterval is how often an admitted node shows that it is what it was (default 60s).
 	RequoteInterval string `hcl:"requote_interval,optional"`
 	// Readmit says who ends a suspension that drift caused: "operator" (default), or
@@ -100,6 +103,10 @@ func (p *prepared) readTPM() error {
 		if p.requoteInterval, err = time.ParseDuration(text); err != nil || p.requoteInterval < time.Second {
 			return fmt.Errorf("requote_interval %q: write a time of at least a second, for example \"60s\"", text)
 		}
+	}
+	p.imaMemory = int64(orInt(c.IMAMemoryMiB, 512)) << 20
+	if p.imaMemory < attest.LeastMemory {
+		return fmt.Errorf("ima_memory_mib %d: write at least %d", c.IMAMemoryMiB, attest.LeastMemory>>20)
 	}
 	if !slices.Contains([]string{"", "operator", "attestation"}, c.Readmit) {
 		return fmt.Errorf("readmit %q: write \"operator\" or \"attestation\"", c.Readmit)

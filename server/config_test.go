@@ -33,6 +33,7 @@ func TestConfig(t *testing.T) {
 		"there is no attestor type":  func(c *server.Config) { c.AllowWithoutEvidence = []string{"sshpop"} },
 		"ek_ca_path":                 func(c *server.Config) { c.TPM = &server.TPMConfig{EKCAPath: "/none"} },
 		"requote_interval":           func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: hashes, RequoteInterval: "1ms"} },
+		"ima_memory_mib":             func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: hashes, IMAMemoryMiB: 127} },
 		"readmit":                    func(c *server.Config) { c.TPM = &server.TPMConfig{EKHashes: hashes, Readmit: "nobody"} },
 		"set ca_bundle_path":         func(c *server.Config) { c.X509POP = &server.X509POPConfig{} },
 		"keep one": func(c *server.Config) {

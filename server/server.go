@@ -161,7 +161,7 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	s.continuous = &attest.Continuous{
-		Nodes: s.nodes, Rules: &attest.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval,
+		Nodes: s.nodes, Rules: &attest.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval, Memory: attest.NewMemory(c.imaMemory),
 		Now: time.Now, Rand: rand.Reader, Logger: s.log,
 	}
 	s.api = api.New(api.Config{
@@ -198,7 +198,7 @@ func (s *Server) attestors() []api.Attestor {
 	if s.conf.tpm != nil {
 		policy := *s.conf.tpm
 		policy.Inventory, policy.Pending = s.devices, s.conf.TPM.Pending
-		as = append(as, &attest.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Rules: s.continuous.Rules, Continuous: s.continuous, Now: time.Now, Rand: rand.Reader})
+		as = append(as, &attest.TPM{TrustDomain: s.conf.trustDomain, Policy: &policy, Rules: s.continuous.Rules, Continuous: s.continuous, Memory: s.continuous.Memory, Now: time.Now, Rand: rand.Reader})
 	}
 	if s.conf.devid != nil {
 		as = append(as, s.conf.devid)

@@ -27,6 +27,8 @@ func (c *Continuous) round(ctx context.Context, id spiffeid.ID, w *watched, r *r
 	w.mu.Lock()
 	state := *w.state
 	w.mu.Unlock()
+	room := held{memory: c.Memory}
+	defer room.release()
 	var log []byte
 	for {
 		q := tpm.Question{Version: tpm.Version, Nonce: make([]byte, tpm.NonceSize), PCRs: slices.Sorted(maps.Keys(state.Quoted.PCRs)),
@@ -43,6 +45,9 @@ func (c *Continuous) round(ctx context.Context, id spiffeid.ID, w *watched, r *r
 			return err
 		}
 		if log = append(log, a.IMA...); a.IMAMore && len(log) <= ima.MaxChunk-tpm.MaxIMAChunk {
+			if err := room.grow(ctx, int64(len(log)+tpm.MaxIMAChunk)); err != nil {
+				return err
+			}
 			continue
 		}
 		return c.judge(ctx, id, w, r, quoted, a.History, log)

@@ -38,9 +38,11 @@ type Continuous struct {
 	Rules *Rules
 	// Interval is how often a machine is asked, give or take a tenth.
 	Interval time.Duration
-	Now      func() time.Time
-	Rand     io.Reader // crypto/rand.Reader
-	Logger   *slog.Logger
+	// Memory for IMA logs, shared with the attestor; nil has no bounds.
+	Memory *Memory
+	Now    func() time.Time
+	Rand   io.Reader // crypto/rand.Reader
+	Logger *slog.Logger
 
 	mu      sync.Mutex
 	watched map[spiffeid.ID]*watched
@@ -137,6 +139,8 @@ func (c *Continuous) Run(ctx context.Context, id spiffeid.ID, spki, binding []by
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errBusy): // its own attestation would be in the same queue
+			c.Logger.Warn("a node's quote was not judged; nothing is signed for it until one is", "agent", id, "error", err)
 		case err != nil:
 			return err
 		}

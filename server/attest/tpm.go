@@ -30,8 +30,10 @@ type TPM struct {
 	Rules *Rules
 	// Continuous watches the machines afterwards, and knows which TPMs are spoken for now. Nil: nobody does.
 	Continuous *Continuous
-	Now        func() time.Time
-	Rand       io.Reader // crypto/rand.Reader
+	// Memory for IMA logs; nil has no bounds.
+	Memory *Memory
+	Now    func() time.Time
+	Rand   io.Reader // crypto/rand.Reader
 }
 
 // Type returns "tpm".
@@ -52,8 +54,13 @@ func (t *TPM) Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKe
 	if err != nil {
 		return nodes.Attestation{}, err
 	}
+	room := held{memory: t.Memory}
+	defer room.release()
 	var lost error
 	verdict, err := session.Finish(verify.Proof{Evidence: evidence, CSRKey: csrKey, Binding: binding, More: func(m tpm.More) (c tpm.Continuation, err error) {
+		if lost = room.grow(ctx, m.IMAOffset+tpm.MaxIMAChunk); lost != nil {
+			return c, lost
+		}
 		c, lost = exchange[tpm.More, tpm.Continuation](ctx, m, challenge)
 		return c, lost
 	}}, t.Now())

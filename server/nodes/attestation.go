@@ -36,6 +36,8 @@ const (
 	FaultRefused
 	// FaultServer: this server could not judge (Internal).
 	FaultServer
+	// FaultBusy: this server has no room to judge now (ResourceExhausted).
+	FaultBusy
 )
 
 // AttestError is the verdict of an attestor that does not admit an agent. Its text is for the

@@ -59,6 +59,8 @@ func AttestError(err error) error {
 		code = codes.InvalidArgument
 	case nodes.FaultRefused:
 		code = codes.PermissionDenied
+	case nodes.FaultBusy:
+		code = codes.ResourceExhausted
 	}
 	return status.Error(code, strings.TrimSpace(a.Error()))
 }
