@@ -5,6 +5,9 @@ package structures
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"os"
 	"testing"
 
@@ -61,6 +64,9 @@ func FuzzPublic(f *testing.F) {
 	rsa.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: 2048, Exponent: 3, Scheme: tpm2.TPMTRSAScheme{
 		Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256})}})
 	f.Add(tpm2.Marshal(rsa))
+	for id, curve := range curves {
+		f.Add(eccPublic(f, id, curve))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := ParsePublic(data)
 		theirs, ok := canonical[tpm2.TPMTPublic](data)
@@ -99,6 +105,25 @@ func FuzzPublic(f *testing.F) {
 	})
 }
 
+// eccPublic is the public area of a new key, whose x has a leading zero that is left out.
+func eccPublic(f *testing.F, id tpm2.TPMECCCurve, curve elliptic.Curve) []byte {
+	for {
+		k, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			f.Fatal(err)
+		}
+		point, err := k.PublicKey.Bytes()
+		if err != nil {
+			f.Fatal(err)
+		}
+		if x, y := point[1:1+len(point)/2], point[1+len(point)/2:]; x[0] == 0 {
+			return tpm2.Marshal(tpm2.TPMTPublic{Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA384,
+				Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: id}),
+				Unique:     tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x[1:]}, Y: tpm2.TPM2BECCParameter{Buffer: y}})})
+		}
+	}
+}
+
 // schemeOf returns a key's scheme and its hash, of those that have one and nothing else.
 func schemeOf(p *tpm2.TPMTPublic) (scheme, hash tpm2.TPMAlgID) {
 	var details tpm2.TPMUAsymScheme
@@ -132,8 +157,19 @@ func drawn(p *tpm2.TPMTPublic) bool {
 	} else {
 		return false
 	}
-	if _, err := tpm2.Pub(*p); err != nil {
+	key, err := tpm2.Pub(*p)
+	if err != nil {
 		return false
+	}
+	if k, ok := key.(*ecdsa.PublicKey); ok {
+		u, err := p.Unique.ECC()
+		size := (k.Params().BitSize + 7) / 8
+		if err != nil || len(u.X.Buffer) > size || len(u.Y.Buffer) > size {
+			return false
+		}
+		if _, err := k.ECDH(); err != nil {
+			return false
+		}
 	}
 	if _, err := p.NameAlg.Hash(); err != nil {
 		return false

@@ -45,7 +45,7 @@ type Public struct {
 	Attributes Attributes
 	// Scheme is the one that the key is bound to, TPM_ALG_NULL if to none; SchemeHash is its hash.
 	Scheme, SchemeHash tpm2.TPMAlgID
-	// Key is an *rsa.PublicKey or an *ecdsa.PublicKey, of any size; a point need not be on its curve.
+	// Key is an *rsa.PublicKey of any size, or an *ecdsa.PublicKey whose point is on its curve.
 	Key crypto.PublicKey
 }
 
@@ -55,10 +55,27 @@ var errPublic = errors.New("it is not a TPMT_PUBLIC of an RSA or ECC key")
 // SHA-384 or SHA-512; of an AES parent or none; for RSASSA, RSAPSS, ECDSA or any scheme.
 func ParsePublic(data []byte) (*Public, error) {
 	r := octets.Big(data)
+	p := &Public{}
+	unique, err := p.template(&r)
+	if err != nil {
+		return nil, err
+	}
+	p.Template = data[:len(data)-len(r.Rest)]
+	if p.Key, err = unique(&r); err != nil {
+		return nil, err
+	}
+	if !r.Done() {
+		return nil, errPublic
+	}
+	return p, p.name(data)
+}
+
+// template reads what comes before the unique value, and returns who reads that.
+func (p *Public) template(r *octets.Reader) (unique func(*octets.Reader) (crypto.PublicKey, error), err error) {
 	kind := tpm2.TPMAlgID(r.U16())
-	p := &Public{NameAlg: tpm2.TPMAlgID(r.U16()), Attributes: Attributes(r.U32())}
+	p.NameAlg, p.Attributes = tpm2.TPMAlgID(r.U16()), Attributes(r.U32())
 	r.Sized16(maxBuffer) // policy
-	if !symmetric(&r) || !p.scheme(&r) {
+	if !symmetric(r) || !p.scheme(r) {
 		return nil, errPublic
 	}
 	switch kind {
@@ -68,29 +85,39 @@ func ParsePublic(data []byte) (*Public, error) {
 		if exponent == 0 {
 			exponent = 65537 // TPM 2.0 Part 2, 12.2.3.5
 		}
-		p.Template = data[:len(data)-len(r.Rest)]
-		p.Key = &rsa.PublicKey{E: exponent, N: integer(&r)}
+		return func(r *octets.Reader) (crypto.PublicKey, error) {
+			return &rsa.PublicKey{E: exponent, N: new(big.Int).SetBytes(r.Sized16(maxBuffer))}, nil
+		}, nil
 	case tpm2.TPMAlgECC:
 		curve := curves[tpm2.TPMECCCurve(r.U16())]
 		if kdf := tpm2.TPMAlgID(r.U16()); curve == nil || kdf != tpm2.TPMAlgNull {
 			return nil, errPublic
 		}
-		p.Template = data[:len(data)-len(r.Rest)]
-		p.Key = &ecdsa.PublicKey{Curve: curve, X: integer(&r), Y: integer(&r)}
-	default:
-		return nil, errPublic
+		return func(r *octets.Reader) (crypto.PublicKey, error) { return point(r, curve) }, nil
 	}
-	if !r.Done() {
-		return nil, errPublic
-	}
-	return p, p.name(data)
+	return nil, errPublic
 }
 
 var curves = map[tpm2.TPMECCCurve]elliptic.Curve{
 	tpm2.TPMECCNistP256: elliptic.P256(), tpm2.TPMECCNistP384: elliptic.P384(), tpm2.TPMECCNistP521: elliptic.P521(),
 }
 
-func integer(r *octets.Reader) *big.Int { return new(big.Int).SetBytes(r.Sized16(maxBuffer)) }
+// point reads a TPMS_ECC_POINT. TPMs may leave out a coordinate's leading zeros.
+func point(r *octets.Reader, curve elliptic.Curve) (crypto.PublicKey, error) {
+	x, y, size := r.Sized16(maxBuffer), r.Sized16(maxBuffer), (curve.Params().BitSize+7)/8
+	if len(x) > size || len(y) > size {
+		return nil, errPublic
+	}
+	uncompressed := make([]byte, 1+2*size) // SEC 1, 2.3.3
+	uncompressed[0] = 4
+	copy(uncompressed[1+size-len(x):], x)
+	copy(uncompressed[1+2*size-len(y):], y)
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, uncompressed)
+	if err != nil {
+		return nil, errors.New("its point is not on the curve")
+	}
+	return key, nil
+}
 
 // symmetric reads a TPMT_SYM_DEF_OBJECT.
 func symmetric(r *octets.Reader) bool {
@@ -159,11 +186,12 @@ func (p *Public) VerifyAttest(attest, signature []byte) (*Attest, error) {
 
 // TemplateOf returns what Public.Template is for a key that was made of a template.
 func TemplateOf(template tpm2.TPMTPublic) []byte {
-	p, err := ParsePublic(tpm2.Marshal(template))
-	if err != nil {
+	data := tpm2.Marshal(template)
+	r := octets.Big(data)
+	if _, err := new(Public).template(&r); err != nil || r.Short {
 		panic(fmt.Sprintf("a template of ours: %v", err))
 	}
-	return p.Template
+	return data[:len(data)-len(r.Rest)]
 }
 
 // MakeCredential encrypts a secret so that only the TPM of this endorsement key recovers it, and only if the
@@ -173,8 +201,12 @@ func (p *Public) MakeCredential(random io.Reader, template tpm2.TPMTPublic, name
 	case *rsa.PublicKey:
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: k.N.Bytes()})
 	case *ecdsa.PublicKey:
-		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: k.X.Bytes()}, Y: tpm2.TPM2BECCParameter{Buffer: k.Y.Bytes()}})
+		uncompressed, err := k.Bytes()
+		if err != nil {
+			return nil, nil, err
+		}
+		x, y := uncompressed[1:1+len(uncompressed)/2], uncompressed[1+len(uncompressed)/2:]
+		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y}})
 	}
 	to, err := tpm2.ImportEncapsulationKey(&template)
 	if err != nil {

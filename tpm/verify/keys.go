@@ -32,9 +32,6 @@ func parsePublic(data []byte) (*structures.Public, error) {
 		if k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
 			return nil, errors.New("its curve is not P-256 or P-384")
 		}
-		if _, err := k.ECDH(); err != nil {
-			return nil, errors.New("its point is not on the curve")
-		}
 	case *rsa.PublicKey:
 		if k.N.BitLen() != 2048 || k.N.Bit(0) == 0 || k.E != 65537 {
 			return nil, errors.New("it is not a 2048-bit RSA key with exponent 65537")
