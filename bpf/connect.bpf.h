@@ -165,6 +165,7 @@ static __always_inline void look_at_owner(struct binding *b, struct file *f)
 			if (!(r->integrity.flags & PTRACE_ATTACHED))
 				tamper(r, PTRACE_ATTACHED, BPF_CORE_READ(t, parent, tgid), 0);
 		}
+		b->done = r->integrity;
 		r->bound = 1;
 		b->tables = fs->count.counter;
 		b->threads = t->signal->nr_threads;
@@ -226,6 +227,7 @@ int on_getsockname(struct bpf_sock_addr *ctx)
 	if (BPF_CORE_READ((struct unix_sock *)peer, vertex))
 		b->state |= IN_FLIGHT;
 	b->now.start = 0;
+	__builtin_memset(&b->done, 0, sizeof(b->done));
 	look_at_owner(b, f);
 	barrier();
 	*(volatile __u64 *)&b->asked = bpf_ktime_get_boot_ns();

@@ -182,8 +182,9 @@ struct binding {
 	__s32 threads;    /* T2: threads of the recorded process */
 	struct now now;   /* of the process whose connect() succeeded, when the agent asked */
 	__u64 file;       /* T2: address of the client's open file, which only says "the same" */
+	struct integrity done; /* T2: to the recorded process, until the agent asked */
 };
-_Static_assert(sizeof(struct binding) == 1344, "binding");
+_Static_assert(sizeof(struct binding) == 1368, "binding");
 
 /* T2: lies in the agent's memory, too. It asks by getsockname(2) with the address of `name`
  * there, where the kernel then writes the socket's name. */
@@ -191,7 +192,7 @@ struct answer {
 	__u8 name[128];
 	struct binding binding;
 };
-_Static_assert(sizeof(struct answer) == 1472, "answer");
+_Static_assert(sizeof(struct answer) == 1496, "answer");
 
 /* The question which processes hold an open file, and the answer (T2). */
 struct holders {

@@ -123,15 +123,18 @@ func (c *Caller) Check() error {
 			time.Sleep(interval << (n - 1))
 			continue
 		}
-		if r != nil {
+		switch {
+		case r != nil:
 			return r
+		case b.Tier != selectors.TierT2:
+			return c.still()
 		}
-		return c.still()
+		return c.unharmed(b.Holder.Done)
 	}
 }
 
-// still judges the process's own record: the same image, and nothing was done to it since it
-// connected.
+// still judges the process's own record, where the answer about its connection does not hold that: the
+// same image, and nothing was done to it since it connected.
 func (c *Caller) still() error {
 	now, err := c.Now()
 	exited, errExited := c.process.Exited() // after the look-up: a reaped process has no record
@@ -143,9 +146,13 @@ func (c *Caller) still() error {
 	case now.Process != c.Key(): // it is pinned, so this is no other process
 		return refuse(Executed, "process %d has executed another program", c.Key().TGID)
 	}
-	before, after := c.binding.Task.Integrity, now.Integrity
-	if fresh := after.Seen &^ before.Seen; fresh != 0 {
-		return refuse(Tampered, "process %d did %v to process %d", after.ByTGID, fresh, c.Key().TGID)
+	return c.unharmed(now.Integrity)
+}
+
+// unharmed judges what was done to the process since it connected.
+func (c *Caller) unharmed(now record.Integrity) error {
+	if fresh := now.Seen &^ c.binding.Task.Integrity.Seen; fresh != 0 {
+		return refuse(Tampered, "process %d did %v to process %d", now.ByTGID, fresh, c.Key().TGID)
 	}
 	return nil
 }

@@ -108,6 +108,8 @@ type Holder struct {
 	// Tables is the number of tasks that share the process's descriptors, Threads the number
 	// of its threads. More tables than threads means that another process shares them.
 	Tables, Threads int32
+	// Done is what was seen of tampering with the process until the question.
+	Done Integrity
 }
 
 // DecodeBinding reads struct binding, and when the agent asked for it (CLOCK_BOOTTIME, nanoseconds);
@@ -132,6 +134,9 @@ func DecodeBinding(raw []byte, bootID string) (b Binding, asked uint64, err erro
 	b.Holder.Tables, b.Holder.Threads = int32(r.u32()), int32(r.u32())
 	b.Now.decode(&r)
 	b.OpenFile = r.u64()
+	if err := b.Holder.Done.decode(&r); err != nil {
+		return Binding{}, 0, err
+	}
 	b.Tier = selectors.Tier(tier)
 	switch {
 	case tier != uint32(selectors.TierT1) && tier != uint32(selectors.TierT2):

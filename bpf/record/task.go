@@ -181,10 +181,16 @@ func (t *Task) decode(raw, far []byte, bootID string) error {
 			return err
 		}
 	}
-	r = reader(raw[TaskSize-32:])
-	t.Integrity = Integrity{ByExecID: r.u64(), ByTGID: r.u32(), Seen: Tampering(r.u32()), Count: r.u32()}
-	if t.Integrity.Seen&^AllTampering != 0 {
-		return fmt.Errorf("%w: integrity %#x", ErrMalformed, uint32(t.Integrity.Seen))
+	r = reader(raw[TaskSize-integritySize-8:])
+	return t.Integrity.decode(&r)
+}
+
+// decode reads what was seen, and nothing of what could have been.
+func (i *Integrity) decode(r *reader) error {
+	*i = Integrity{ByExecID: r.u64(), ByTGID: r.u32(), Seen: Tampering(r.u32()), Count: r.u32()}
+	r.u32()
+	if i.Seen&^AllTampering != 0 {
+		return fmt.Errorf("%w: integrity %#x", ErrMalformed, uint32(i.Seen))
 	}
 	return nil
 }

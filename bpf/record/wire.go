@@ -25,15 +25,16 @@ var (
 
 // Sizes of the structures in wire.h, in bytes.
 const (
-	taskHead     = 104 // before the ancestors
-	ancestorSize = 40
-	TaskSize     = taskHead + nearAncestors*ancestorSize + 32
-	FarSize      = 8 + (MaxAncestors-nearAncestors)*ancestorSize
-	credsSize    = 232
-	NowSize      = 16 + credsSize
-	LookedSize   = 8 + NowSize
-	callerSize   = TaskSize + FarSize + 16 + credsSize
-	BindingSize  = callerSize + 56 + NowSize + 8
+	taskHead      = 104 // before the ancestors
+	integritySize = 24
+	ancestorSize  = 40
+	TaskSize      = taskHead + nearAncestors*ancestorSize + integritySize + 8
+	FarSize       = 8 + (MaxAncestors-nearAncestors)*ancestorSize
+	credsSize     = 232
+	NowSize       = 16 + credsSize
+	LookedSize    = 8 + NowSize
+	callerSize    = TaskSize + FarSize + 16 + credsSize
+	BindingSize   = callerSize + 56 + NowSize + 8 + integritySize
 	// AnswerSize is that of a binding behind AnswerName bytes for the socket's name.
 	AnswerName    = 128
 	AskedAt       = callerSize + 8 // where a binding says when the agent asked
