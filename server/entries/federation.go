@@ -17,15 +17,7 @@ import (
 func (r *Registry) FederatedWith(td spiffeid.TrustDomain) int { return len(r.federated(td)) }
 
 func (r *Registry) federated(td spiffeid.TrustDomain) []string {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var ids []string
-	for _, rec := range r.replica.ordered {
-		if slices.ContainsFunc(rec.entry.FederatesWith, names(td)) {
-			ids = append(ids, rec.entry.ID)
-		}
-	}
-	return ids
+	return r.ids(func(e *selectors.Entry) bool { return slices.ContainsFunc(e.FederatesWith, names(td)) })
 }
 
 func names(td spiffeid.TrustDomain) func(string) bool {
@@ -38,13 +30,16 @@ func names(td spiffeid.TrustDomain) func(string) bool {
 // Unlink takes the trust domain out of all entries that federate with it, or deletes those entries.
 // The revision of what it changes rises, so that agents hear of it (SPIRE's does not).
 func (r *Registry) Unlink(ctx context.Context, td spiffeid.TrustDomain, remove bool) error {
-	results := batches(r.federated(td), func(ids []string) []Result {
-		return r.write(ctx, len(ids), func(p *plan, i int) (*selectors.Entry, error) {
-			if remove {
-				return r.planDelete(p, ids[i])
-			}
-			return planUnlink(p, ids[i], td)
-		})
+	ids := r.federated(td)
+	unlink := func(e *selectors.Entry) error { // what was stored may stay: nothing is validated
+		e.FederatesWith = slices.DeleteFunc(e.FederatesWith, names(td))
+		return nil
+	}
+	results := r.writer.write(ctx, len(ids), func(i int) (op, error) {
+		if remove {
+			return r.planDelete(ids[i])
+		}
+		return r.planChange(ids[i], unlink)
 	})
 	for _, res := range results {
 		if res.Err != nil && !errors.Is(res.Err, ErrNotFound) {
@@ -52,16 +47,4 @@ func (r *Registry) Unlink(ctx context.Context, td spiffeid.TrustDomain, remove b
 		}
 	}
 	return nil
-}
-
-// planUnlink validates nothing: what was stored may stay, less one trust domain.
-func planUnlink(p *plan, id string, td spiffeid.TrustDomain) (*selectors.Entry, error) {
-	old := p.get(id)
-	if old == nil {
-		return nil, ErrNotFound
-	}
-	e := *old
-	e.FederatesWith = slices.DeleteFunc(slices.Clone(old.FederatesWith), names(td))
-	e.Revision++
-	return p.put(p.key(id), &e)
 }

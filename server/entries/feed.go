@@ -9,14 +9,14 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"errors"
+	"math"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/entries/replica"
 )
 
 // coalesce is how long a feed waits for more changes before it delivers.
@@ -45,34 +45,25 @@ func (d *Delta) Empty() bool { return !d.Full && len(d.Put) == 0 && len(d.Remove
 // Feed is one agent's view of the entries. It is read by one goroutine. Nothing queues for a
 // slow reader, so none has to be cut: what it has not read becomes part of its next Delta.
 type Feed struct {
-	r       *Registry
-	agent   spiffeid.ID
-	node    func() selectors.Set
-	dirty   chan struct{}
-	sent    map[string]*record // by id; nil before the first Delta
-	resume  []byte
-	parents map[spiffeid.ID]bool
+	r      *Registry
+	agent  spiffeid.ID
+	node   func() selectors.Set
+	dirty  chan struct{}
+	sent   []replica.Number // ascending
+	resume []byte
+
+	// The feeds' mutex guards these.
+	at    int64         // the revision that sent is of; unsent before the first Delta
+	filed selectors.Set // the node's selectors then
 }
 
-// feeds finds the feeds that a change is about. The registry's lock is held by all callers;
-// the mutex is for those that hold it for reading.
-type feeds struct {
-	mu       sync.Mutex
-	all      map[*Feed]bool
-	byParent map[spiffeid.ID]map[*Feed]bool
-}
+const unsent = math.MaxInt64
 
 // Subscribe starts a feed for the agent; node returns the agent's present node selectors and
 // must not call the registry. The first Delta is full. Close the feed after use.
 func (r *Registry) Subscribe(agent spiffeid.ID, node func() selectors.Set) *Feed {
-	f := &Feed{r: r, agent: agent, node: node, dirty: make(chan struct{}, 1)}
-	r.feeds.mu.Lock()
-	defer r.feeds.mu.Unlock()
-	if r.feeds.all == nil {
-		r.feeds.all, r.feeds.byParent = map[*Feed]bool{}, map[spiffeid.ID]map[*Feed]bool{}
-	}
-	r.feeds.all[f] = true
-	r.feeds.file(f, map[spiffeid.ID]bool{agent: true}) // NodeChanged looks here
+	f := &Feed{r: r, agent: agent, node: node, dirty: make(chan struct{}, 1), at: unsent}
+	r.feeds.add(f)
 	f.wake()
 	return f
 }
@@ -81,7 +72,7 @@ func (r *Registry) Subscribe(agent spiffeid.ID, node func() selectors.Set) *Feed
 func (r *Registry) NodeChanged(agent spiffeid.ID) {
 	r.feeds.mu.Lock()
 	defer r.feeds.mu.Unlock()
-	for f := range r.feeds.byParent[agent] {
+	for f := range r.feeds.byAgent[agent] {
 		f.wake()
 	}
 }
@@ -100,7 +91,7 @@ func (f *Feed) Next(ctx context.Context) (Delta, error) {
 		case <-ctx.Done():
 			return Delta{}, ctx.Err()
 		}
-		first := f.sent == nil
+		first := f.at == unsent // only this goroutine changes it
 		if !first {
 			time.Sleep(coalesce)
 			select { // what came meanwhile is in the state that diff reads
@@ -115,62 +106,69 @@ func (f *Feed) Next(ctx context.Context) (Delta, error) {
 }
 
 // Close ends the feed.
-func (f *Feed) Close() {
-	f.r.feeds.mu.Lock()
-	defer f.r.feeds.mu.Unlock()
-	delete(f.r.feeds.all, f)
-	f.r.feeds.file(f, nil)
-}
+func (f *Feed) Close() { f.r.feeds.drop(f) }
 
 // diff compares what the agent is authorised for with what was sent.
 func (f *Feed) diff() Delta {
 	node := f.node()
 	f.r.mu.RLock()
-	found, parents := f.r.replica.crawl(f.agent, node)
-	revision := f.r.replica.revision
-	f.r.feeds.mu.Lock()
-	f.r.feeds.file(f, parents)
-	f.r.feeds.mu.Unlock()
-	f.r.mu.RUnlock()
-
-	d := Delta{Full: f.sent == nil, Revision: revision, State: found.state()}
-	if d.Full && bytes.Equal(f.resume, d.State) {
-		d.Full = false
-		f.sent = found.byID()
-		return d
+	defer f.r.mu.RUnlock()
+	have := f.r.replica.Authorized(f.agent, node)
+	slices.Sort(have)
+	d := Delta{Revision: f.r.revision, State: f.r.state(have)}
+	before, lost := f.r.feeds.advance(f, f.r.revision, node)
+	switch {
+	case before == unsent && bytes.Equal(f.resume, d.State):
+	case before == unsent || lost:
+		d.Full = true
+		d.Put = f.r.replica.InOrder(slices.Clone(have))
+	default:
+		f.r.compare(&d, f.sent, before, have)
 	}
-	have := found.byID()
-	var changed records
-	for id, rec := range have {
-		if f.sent[id] != rec {
-			changed = append(changed, rec)
-		}
-	}
-	for id := range f.sent {
-		if have[id] == nil {
-			d.Removed = append(d.Removed, id)
-		}
-	}
-	slices.SortFunc(d.Removed, strings.Compare)
-	d.Put = changed.inOrder()
-	f.sent = have
+	f.sent, f.resume = slices.Clip(have), nil
 	return d
 }
 
-func (rs records) byID() map[string]*record {
-	m := make(map[string]*record, len(rs))
-	for _, rec := range rs {
-		m[rec.entry.ID] = rec
+// compare says in d what changed from the records in sent, as of a revision, to those in have.
+func (r *Registry) compare(d *Delta, sent []replica.Number, at int64, have []replica.Number) {
+	var put, removed []replica.Number
+	i := 0
+	for _, n := range have {
+		for ; i < len(sent) && sent[i] < n; i++ {
+			removed = append(removed, sent[i])
+		}
+		if i < len(sent) && sent[i] == n {
+			i++
+			if r.replica.Revision(n) <= at {
+				continue
+			}
+		}
+		put = append(put, n)
 	}
-	return m
+	removed = append(removed, sent[i:]...)
+	d.Put = r.replica.InOrder(put)
+	again := map[string]bool{} // an id that was deleted and is there anew
+	for _, e := range d.Put {
+		again[e.ID] = true
+	}
+	for _, n := range removed {
+		if id := r.replica.ID(n); !again[id] {
+			d.Removed = append(d.Removed, id)
+		}
+	}
+	slices.Sort(d.Removed)
 }
 
 // state is the sum, modulo 2 by bit, of a hash of each record's key and revision: the order of
 // records does not matter.
-func (rs records) state() []byte {
+func (r *Registry) state(ns []replica.Number) []byte {
 	sum := make([]byte, sha256.Size)
-	for _, rec := range rs {
-		h := sha256.Sum256(binary.BigEndian.AppendUint64([]byte(rec.key), uint64(rec.revision)))
+	var b [24]byte
+	for _, n := range ns {
+		key := r.replica.Key(n)
+		copy(b[:], key[:])
+		binary.BigEndian.PutUint64(b[16:], uint64(r.replica.Revision(n)))
+		h := sha256.Sum256(b[:])
 		subtle.XORBytes(sum, sum, h[:])
 	}
 	return sum
@@ -180,40 +178,5 @@ func (f *Feed) wake() {
 	select {
 	case f.dirty <- struct{}{}:
 	default:
-	}
-}
-
-// file puts the feed under its new parents; the mutex is held.
-func (s *feeds) file(f *Feed, parents map[spiffeid.ID]bool) {
-	for id := range f.parents {
-		if !parents[id] {
-			delete(s.byParent[id], f)
-			if len(s.byParent[id]) == 0 {
-				delete(s.byParent, id)
-			}
-		}
-	}
-	for id := range parents {
-		if s.byParent[id] == nil {
-			s.byParent[id] = map[*Feed]bool{}
-		}
-		s.byParent[id][f] = true
-	}
-	f.parents = parents
-}
-
-func (s *feeds) wake(parent spiffeid.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for f := range s.byParent[parent] {
-		f.wake()
-	}
-}
-
-func (s *feeds) wakeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for f := range s.all {
-		f.wake()
 	}
 }

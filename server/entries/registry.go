@@ -6,7 +6,7 @@
 //
 // Keys in the store:
 //
-//	e/<UUIDv7>          one entry as JSON; keys ascend, so their order is the creation order
+//	e/<UUIDv7>          one entry (replica.Encode); keys ascend, so their order is the creation order
 //	i/<id>              the e/ key of an entry whose id its caller chose
 //	g/<sha256 parent>   guard of a parent: written with every create, update and delete below
 //	                    it, and compared with the replica's revision. So what the replica says
@@ -16,16 +16,19 @@ package entries
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/entries/replica"
 	"github.com/assay-id/assay/server/store"
 )
 
@@ -37,9 +40,9 @@ const (
 
 // Store is what the registry needs of server/store.
 type Store interface {
-	Snapshot(ctx context.Context, prefix string) ([]store.KV, int64, error)
+	Scan(ctx context.Context, prefix string, each func([]store.KV)) (int64, error)
 	Watch(ctx context.Context, prefix string, after int64) <-chan store.Batch
-	Commit(ctx context.Context, txn store.Txn) (int64, error)
+	CommitEach(ctx context.Context, txns []store.Txn) (int64, []error, error)
 }
 
 // Config of a Registry.
@@ -52,19 +55,19 @@ type Config struct {
 	Now       func() time.Time
 }
 
-// Registry holds all entries. Its methods are safe for concurrent use. The entries that it
-// returns are shared: they must not be changed.
+// Registry holds all entries. Its methods are safe for concurrent use.
 type Registry struct {
 	cfg    Config
 	cancel context.CancelFunc
 	done   chan struct{}
+	writer writer
 
-	writing sync.Mutex // one writer at a time; other servers are held off by guards
-
-	mu      sync.RWMutex
-	replica *replica
-	moved   chan struct{} // closed and replaced when the replica's revision rises
-	feeds   feeds
+	mu       sync.RWMutex
+	replica  *replica.Replica
+	revision int64         // of the store that the replica shows
+	moved    chan struct{} // closed and replaced when the revision rises
+	removed  graves
+	feeds    feeds
 }
 
 // Open reads all entries and follows their changes until Close.
@@ -75,10 +78,17 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	if cfg.HasBundle == nil {
 		cfg.HasBundle = func(spiffeid.TrustDomain) bool { return false }
 	}
-	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: newReplica()}
-	if err := r.rebuild(ctx); err != nil {
-		return nil, err
+	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
+	r.writer.r = r
+	revision, err := cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
+		for _, kv := range kvs {
+			r.put(nil, kv.Key, kv.Value, kv.Revision)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the entries: %w", err)
 	}
+	r.revision = revision
 	run, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	go r.follow(run)
@@ -91,28 +101,36 @@ func (r *Registry) Close() {
 	<-r.done
 }
 
-// rebuild replaces the replica by the store's present content.
+// rebuild brings the replica to the store's present content after changes were missed. Only
+// follow writes to the replica, so between its two locks nothing changes.
 func (r *Registry) rebuild(ctx context.Context) error {
-	kvs, revision, err := r.cfg.Store.Snapshot(ctx, entryPrefix)
+	var batch store.Batch
+	there := map[replica.Number]bool{}
+	revision, err := r.cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
+		r.mu.RLock()
+		defer r.mu.RUnlock()
+		for _, kv := range kvs {
+			n := r.find(kv.Key)
+			if n != 0 {
+				there[n] = true
+			}
+			if n == 0 || r.replica.Revision(n) != kv.Revision {
+				batch.Changes = append(batch.Changes, store.Change(kv))
+			}
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("read the entries: %w", err)
 	}
-	fresh := newReplica()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, kv := range kvs {
-		if old := r.replica.byKey(kv.Key); old != nil && old.revision == kv.Revision {
-			fresh.put(old) // the same pointer tells feeds that nothing changed
-			continue
-		}
-		if rec := r.decode(kv.Key, kv.Value, kv.Revision); rec != nil {
-			fresh.intern(rec.entry)
-			fresh.put(rec)
+	r.mu.RLock()
+	for n := range r.replica.After(replica.Key{}) {
+		if !there[n] {
+			batch.Changes = append(batch.Changes, store.Change{Key: entryPrefix + r.replica.Key(n).String(), Revision: revision})
 		}
 	}
-	r.replica = fresh
-	r.advance(revision)
-	r.feeds.wakeAll()
+	r.mu.RUnlock()
+	batch.Revision = revision
+	r.apply(batch)
 	return nil
 }
 
@@ -125,53 +143,70 @@ func (r *Registry) follow(ctx context.Context) {
 func (r *Registry) apply(batch store.Batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	wave := r.feeds.wave(r.replica)
+	defer wave.end()
 	for _, c := range batch.Changes {
-		old := r.replica.byKey(c.Key)
-		if old != nil {
-			r.feeds.wake(old.entry.ParentID)
-			r.replica.remove(old)
+		n := r.find(c.Key)
+		if n != 0 {
+			wave.reach(n)
 		}
-		if c.Value == nil {
-			continue
-		}
-		if rec := r.decode(c.Key, c.Value, c.Revision); rec != nil {
-			r.replica.intern(rec.entry)
-			r.replica.put(rec)
-			r.feeds.wake(rec.entry.ParentID)
+		switch {
+		case c.Value != nil:
+			r.put(wave, c.Key, c.Value, c.Revision)
+		case n != 0:
+			r.replica.Remove(n)
+			r.removed.add(n, c.Revision)
 		}
 	}
-	r.advance(batch.Revision)
-}
-
-// advance is called with the lock held.
-func (r *Registry) advance(revision int64) {
-	r.replica.revision = max(r.replica.revision, revision)
+	r.revision = max(r.revision, batch.Revision)
+	r.removed.sweep(r.replica, &r.feeds)
 	close(r.moved)
 	r.moved = make(chan struct{})
 }
 
-// decode returns nil for a value that is not an entry: it must not take the others down.
-func (r *Registry) decode(key string, value []byte, revision int64) *record {
-	e := new(selectors.Entry)
-	if err := json.Unmarshal(value, e); err != nil {
-		r.cfg.Logger.Error("a stored entry can not be read and is ignored", "key", key, "error", err)
-		return nil
+// put reads a stored entry into the replica. One that can not be read must not take the others
+// down: it is not there.
+func (r *Registry) put(wave *wave, key string, value []byte, revision int64) {
+	number, err := uuid.Parse(strings.TrimPrefix(key, entryPrefix))
+	var e *selectors.Entry
+	if err == nil {
+		e, err = replica.Decode(r.cfg.TrustDomain, number, value)
 	}
-	return &record{key: key, revision: revision, entry: e}
+	if err != nil {
+		r.cfg.Logger.Error("a stored entry can not be read and is ignored", "key", key, "error", err)
+		if n := r.find(key); n != 0 {
+			r.replica.Remove(n)
+			r.removed.add(n, revision)
+		}
+		return
+	}
+	n := r.replica.Put(number, revision, e)
+	if wave != nil {
+		wave.reach(n)
+	}
+}
+
+// find returns the record under a key of the store.
+func (r *Registry) find(key string) replica.Number {
+	number, err := uuid.Parse(strings.TrimPrefix(key, entryPrefix))
+	if err != nil {
+		return 0
+	}
+	return r.replica.Find(number)
 }
 
 // Revision of the store that the replica shows.
 func (r *Registry) Revision() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.replica.revision
+	return r.revision
 }
 
 // seen waits until the replica shows the given revision.
 func (r *Registry) seen(ctx context.Context, revision int64) error {
 	for {
 		r.mu.RLock()
-		at, moved := r.replica.revision, r.moved
+		at, moved := r.revision, r.moved
 		r.mu.RUnlock()
 		if at >= revision {
 			return nil
@@ -190,8 +225,8 @@ func (r *Registry) seen(ctx context.Context, revision int64) error {
 func (r *Registry) Get(id string) *selectors.Entry {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if rec := r.replica.byID[id]; rec != nil {
-		return rec.entry
+	if n := r.replica.ByID(id); n != 0 {
+		return r.replica.Entry(n)
 	}
 	return nil
 }
@@ -200,5 +235,24 @@ func (r *Registry) Get(id string) *selectors.Entry {
 func (r *Registry) BySPIFFEID(id spiffeid.ID) []*selectors.Entry {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.replica.bySPIFFEID[id].inOrder()
+	named, _ := r.replica.Named(id)
+	return r.replica.InOrder(slices.Collect(named))
+}
+
+// Authorized returns the entries that the agent with the given node selectors may hold, in
+// creation order.
+func (r *Registry) Authorized(agent spiffeid.ID, node selectors.Set) []*selectors.Entry {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.replica.InOrder(r.replica.Authorized(agent, node))
+}
+
+// AuthorizedEntry returns the entry with the given id if the agent may hold it, or nil.
+func (r *Registry) AuthorizedEntry(agent spiffeid.ID, node selectors.Set, id string) *selectors.Entry {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if n := r.replica.ByID(id); n != 0 && r.replica.MayHold(agent, node, n) {
+		return r.replica.Entry(n)
+	}
+	return nil
 }

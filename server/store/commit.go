@@ -60,31 +60,57 @@ func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 // Commit writes the transaction durably and returns the revision of the change. Errors:
 // *ConflictError, ErrUnavailable, ErrFull, ErrNewerSchema.
 func (s *Store) Commit(ctx context.Context, txn Txn) (int64, error) {
-	if err := s.admit(&txn); err != nil {
+	revision, verdicts, err := s.CommitEach(ctx, []Txn{txn})
+	if err == nil {
+		err = verdicts[0]
+	}
+	if err != nil {
 		return 0, err
 	}
+	return revision, nil
+}
+
+// CommitEach writes transactions that share no key, each on its own merits, in one step. It returns
+// the revision of the change, and for each transaction nil, its *ConflictError, or why it was
+// refused beforehand (ErrFull). Other errors are of all of them.
+func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, verdicts []error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
+	var same []Compare
 	schema := s.schema.Load()
 	if schema != 0 {
-		txn.Compares = append([]Compare{Unchanged(schemaKey, schema)}, txn.Compares...)
+		same = append(same, Unchanged(schemaKey, schema))
 	}
-	conds, reads := s.compares(txn.Compares)
-	resp, err := s.client.Txn(ctx).If(conds...).Then(s.operations(&txn)...).Else(reads...).Commit()
+	var each []clientv3.Op
+	var number []int // in txns
+	verdicts = make([]error, len(txns))
+	for i := range txns {
+		if verdicts[i] = s.admit(&txns[i]); verdicts[i] == nil {
+			conds, reads := s.compares(txns[i].Compares)
+			each = append(each, clientv3.OpTxn(conds, s.operations(&txns[i]), reads))
+			number = append(number, i)
+		}
+	}
+	if len(each) == 0 {
+		return 0, verdicts, nil
+	}
+	conds, reads := s.compares(same)
+	resp, err := s.client.Txn(ctx).If(conds...).Then(each...).Else(reads...).Commit()
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		s.wakeKeeper()
-		return 0, fmt.Errorf("%w: %s", ErrFull, s.fullSentence())
+		return 0, nil, fmt.Errorf("%w: %s", ErrFull, s.fullSentence())
 	case err != nil:
-		return 0, s.unavailable(err)
-	case !resp.Succeeded && schema != 0 && conflict(resp.Responses[:1]).Revision != schema:
-		return 0, fmt.Errorf("%w: %w: a newer assay-server has brought it further; upgrade this one", ErrUnavailable, ErrNewerSchema)
-	case !resp.Succeeded && schema != 0:
-		return 0, conflict(resp.Responses[1:])
+		return 0, nil, s.unavailable(err)
 	case !resp.Succeeded:
-		return 0, conflict(resp.Responses)
+		return 0, nil, fmt.Errorf("%w: %w: a newer assay-server has brought it further; upgrade this one", ErrUnavailable, ErrNewerSchema)
 	}
-	return resp.Header.Revision, nil
+	for i, r := range resp.Responses {
+		if one := r.GetResponseTxn(); !one.Succeeded {
+			verdicts[number[i]] = conflict(one.Responses)
+		}
+	}
+	return resp.Header.Revision, verdicts, nil
 }
 
 // admit refuses early what can only fail.
