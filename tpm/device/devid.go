@@ -93,7 +93,7 @@ func devidObject(public, private []byte, password string) (*object, *tpm2.TPMTPu
 		return nil, nil, fmt.Errorf("it is neither RSA nor ECC (0x%04x)", uint16(p.Type))
 	}
 	if !signsWithSHA256(p) {
-		return nil, nil, errors.New("its scheme is not RSASSA or ECDSA with SHA-256, which tpm_devid needs; make it with tpm2_create -G rsa2048:rsassa-sha256, or ecc256:ecdsa-sha256")
+		return nil, nil, errors.New("its scheme is not RSASSA or ECDSA with SHA-256, which tpm_devid needs; make it with tpm2_create -G rsa2048:rsassa-sha256:null, or ecc256:ecdsa-sha256:null")
 	}
 	o.template.Unique = tpm2.TPMUPublicID{} // the high range
 	return o, p, nil
