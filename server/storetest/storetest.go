@@ -32,9 +32,16 @@ func Open(t testing.TB) *store.Store { return OpenDir(t, t.TempDir()) }
 // OpenDir opens the store in a folder. It ends with the test, or earlier by Close.
 func OpenDir(t testing.TB, dir string) *store.Store {
 	t.Helper()
+	return OpenConfig(t, store.Config{Dir: dir})
+}
+
+// OpenConfig opens a store that errors are logged of. It ends as OpenDir's does.
+func OpenConfig(t testing.TB, cfg store.Config) *store.Store {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	s, err := store.Open(ctx, store.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))})
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
+	s, err := store.Open(ctx, cfg)
 	if err != nil {
 		t.Fatalf("open a store: %v", err)
 	}

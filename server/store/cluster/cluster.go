@@ -229,12 +229,35 @@ func find(all []Member, name string) (Member, error) {
 }
 
 func remove(ctx context.Context, client *clientv3.Client, m Member) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := client.MemberRemove(ctx, m.ID); err != nil {
+	err := change(ctx, func(ctx context.Context) error {
+		_, err := client.MemberRemove(ctx, m.ID)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("remove the store's member %s: %w", m.Name, explain(err))
 	}
 	return nil
+}
+
+// settling is how long etcd refuses to change a cluster whose members have only just met (5 s),
+// and some.
+const settling = 12 * time.Second
+
+// change changes the membership; it waits until members that have just started are trusted.
+func change(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout+settling)
+	defer cancel()
+	for deadline := time.Now().Add(settling); ; {
+		err := f(ctx)
+		if !errors.Is(err, rpctypes.ErrUnhealthy) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // explain adds what to do to etcd's refusals.

@@ -105,7 +105,7 @@ func (c Config) reachable(at *net.TCPAddr) string {
 
 // inCluster waits until the server has told the others where its member is.
 func (c Config) inCluster(ctx context.Context, client *clientv3.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	for {
 		all, err := c.members(ctx, client)
@@ -188,9 +188,11 @@ func (i *invitation) admit(ctx context.Context, req request) (*answer, error) {
 		return nil, err
 	}
 	spec := member.Spec{Name: req.Name, Address: req.Address}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	added, err := i.client.MemberAddAsLearner(ctx, []string{spec.PeerURL()})
+	var added *clientv3.MemberAddResponse
+	err = change(ctx, func(ctx context.Context) (err error) {
+		added, err = i.client.MemberAddAsLearner(ctx, []string{spec.PeerURL()})
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("add the member %s: %w", req.Name, explain(err))
 	}

@@ -36,6 +36,7 @@ const (
 	// AloneName is the member's own while it is in no cluster.
 	AloneName = "assay"
 	lockWait  = 5 * time.Second
+	stopWait  = 3 * time.Second
 )
 
 // errRemoved: the others have gone on without this member.
@@ -122,14 +123,18 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			debug.SetGCPercent(50) // it started with a generous one
 			ready = nil
 		case <-etcd.Server.StopNotify():
-			// It stops by itself for this reason only; else it ends the process.
 			return errRemoved
 		case <-orphan:
 			return nil
 		case <-ctx.Done():
 			return nil
 		case err := <-etcd.Err():
-			return fmt.Errorf("serve etcd: %w", err)
+			select {
+			case <-etcd.Server.StopNotify(): // by itself it stops for this reason only
+				return errRemoved
+			case <-time.After(stopWait):
+				return fmt.Errorf("serve etcd: %w", err)
+			}
 		}
 	}
 }
