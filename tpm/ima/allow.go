@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// AllowList is a set of SHA-256 digests of files that may run on a machine.
+// AllowList is a set of SHA-256 digests of files that may run on a machine. The zero value is empty.
 type AllowList struct {
 	names map[Digest]string
 }
@@ -66,6 +66,14 @@ func Learn(entries []Entry) (*AllowList, error) {
 		}
 	}
 	return l, nil
+}
+
+// Add adds a file's digest with a name for people.
+func (l *AllowList) Add(d Digest, name string) {
+	if l.names == nil {
+		l.names = map[Digest]string{}
+	}
+	l.names[d] = name
 }
 
 // Len is the number of digests.

@@ -52,6 +52,12 @@ func TestOnNode(t *testing.T) {
 	if _, err = assay("tpm", "learn", "--device", p.Path, "--golden", golden, "--ima", golden+".sha256"); err == nil || !strings.Contains(err.Error(), "no IMA log") {
 		t.Errorf("learn --ima without a log: %v", err)
 	}
+	if _, err = assay("tpm", "allowlist", "debian"); err == nil || !strings.Contains(err.Error(), "--installed") {
+		t.Errorf("allowlist of nothing: %v", err)
+	}
+	if _, err = assay("tpm", "allowlist", "debian", "--installed", "--root", t.TempDir()); err == nil || !strings.Contains(err.Error(), "--root") {
+		t.Errorf("allowlist of an empty folder: %v", err)
+	}
 	if _, err = assay("tpm", "ek", "--device", "/nowhere"); err == nil {
 		t.Error("ek without a TPM succeeds")
 	}

@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/assay-id/assay/cmd/assay/debian"
+	"github.com/assay-id/assay/tpm/ima"
 )
 
 // TestReadPolicy: what is wrong in a file of rules is told with its line.
@@ -37,5 +40,18 @@ func TestReadPolicy(t *testing.T) {
 		if _, err := readPolicy(bad); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), bad) {
 			t.Errorf("%q:\n got %v\nwant %s", text, err, want)
 		}
+	}
+}
+
+// TestTold: a list that lacks files says so, and fails unless people are meant to edit them.
+func TestTold(t *testing.T) {
+	var out strings.Builder
+	l := debian.Learner{List: &ima.AllowList{}, Changed: []string{"/etc/x"}, Edited: []string{"/etc/x"}, Without: []string{"bare"}}
+	if err := told(&out, &l); err != nil || !strings.Contains(out.String(), `"/etc/x", a configuration file`) || !strings.Contains(out.String(), "package bare") {
+		t.Errorf("%v\n%s", err, &out)
+	}
+	l.Changed = append(l.Changed, "/bin/x")
+	if err := told(&out, &l); err == nil || !strings.HasPrefix(err.Error(), "1 files were changed") || !strings.Contains(out.String(), `"/bin/x", not as`) {
+		t.Errorf("%v\n%s", err, &out)
 	}
 }

@@ -23,7 +23,7 @@ import (
 )
 
 func (a *app) tpm() *cobra.Command {
-	return cli.Group("tpm", "TPMs: what this one is, and which ones the server lets in", a.tpmEK(), a.tpmLearn(), a.tpmCheck(), a.tpmRoots(), a.inventory())
+	return cli.Group("tpm", "TPMs: what this one is, and which ones the server lets in", a.tpmEK(), a.tpmLearn(), a.tpmAllowlist(), a.tpmCheck(), a.tpmRoots(), a.inventory())
 }
 
 // ekReport is what `assay tpm ek -o json` prints.
