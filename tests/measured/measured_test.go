@@ -169,7 +169,7 @@ func TestBoots(t *testing.T) {
 			changed := l.software
 			changed.CommandLine = strings.Replace(commandLine, "quiet", "quieT", 1)
 			l.isRefused(t, w, changed, "command_lines", "quieT", "event")
-			// The kernel's stub measures it, or the image's; GRUB would as the former.
+			// The stub of the kernel measures it, or that of the image.
 			if event := map[string]string{"direct": "PCR 9 event", "uki": "PCR 11 event"}[w.Name]; event != "" {
 				changed = l.software
 				changed.Initrd = l.longer(t)
