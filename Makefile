@@ -46,8 +46,8 @@ test-guest: setup-tests build ## Runs the scenarios in QEMU guests only, one boo
 test-measured: setup-tests build ## Boots machines whose firmware measures what it starts, and changes one byte. Needs root.
 	@./tests/run.sh measured
 
-interop: build ## Runs beside SPIRE's own programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path. Needs root.
-	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" $(GO) test -count=1 -v ./tests/interop
+interop: build ## Runs beside others' programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path PEBBLE=path. Needs root.
+	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" PEBBLE="$(PEBBLE)" $(GO) test -count=1 -v ./tests/interop
 
 fuzz: ## Runs every fuzz target for FUZZTIME (default 30s) each.
 	@./tests/fuzz.sh

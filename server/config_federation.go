@@ -61,6 +61,8 @@ type ACMEConfig struct {
 	Email      string `hcl:"email,optional"`
 	// DirectoryURL of the authority (default: Let's Encrypt).
 	DirectoryURL string `hcl:"directory_url,optional"`
+	// CAPath is a PEM file with the authorities that vouch for DirectoryURL (default: the system's).
+	CAPath string `hcl:"ca_path,optional"`
 	// TOSAccepted: you accept the authority's terms of service.
 	TOSAccepted bool `hcl:"tos_accepted,optional"`
 }
@@ -116,15 +118,9 @@ func (p *prepared) readFederation() error {
 	if f == nil {
 		return nil
 	}
-	if f.WebCAPath != "" {
-		pem, err := os.ReadFile(f.WebCAPath)
-		if err != nil {
-			return fmt.Errorf("federation: web_ca_path: %w", err)
-		}
-		p.web.roots = x509.NewCertPool()
-		if !p.web.roots.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("federation: web_ca_path %s holds no PEM certificate", f.WebCAPath)
-		}
+	var err error
+	if p.web.roots, err = readRoots(f.WebCAPath); err != nil {
+		return fmt.Errorf("federation: web_ca_path: %w", err)
 	}
 	seen := map[spiffeid.TrustDomain]bool{}
 	for _, c := range f.FederatesWith {
@@ -192,8 +188,12 @@ func (p *prepared) readWebCert(files *ServingCertConfig, acme *ACMEConfig) (*tls
 	case (files == nil) == (acme == nil):
 		return nil, errors.New("add one of the blocks serving_cert_file { … } and acme { … }")
 	case acme != nil:
+		roots, err := readRoots(acme.CAPath)
+		if err != nil {
+			return nil, fmt.Errorf("acme: ca_path: %w", err)
+		}
 		return webcert.ACME{
-			Domain: acme.DomainName, Email: acme.Email, Directory: acme.DirectoryURL, AcceptTOS: acme.TOSAccepted,
+			Domain: acme.DomainName, Email: acme.Email, Directory: acme.DirectoryURL, Roots: roots, AcceptTOS: acme.TOSAccepted,
 			CacheDir: filepath.Join(p.DataDir, "acme"),
 		}.TLS()
 	}
@@ -210,6 +210,22 @@ func (p *prepared) readWebCert(files *ServingCertConfig, acme *ACMEConfig) (*tls
 	}
 	p.web.files = append(p.web.files, f)
 	return f.TLS(), nil
+}
+
+// readRoots reads a PEM file; without a path it returns nil, which stands for the system's roots.
+func readRoots(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	return roots, nil
 }
 
 func (p *prepared) readOIDC() (err error) {

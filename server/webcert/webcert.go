@@ -6,9 +6,11 @@ package webcert
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -98,8 +100,8 @@ type ACME struct {
 	CacheDir string
 	// AcceptTOS: the operator accepts the authority's terms of service.
 	AcceptTOS bool
-	// HTTP for the authority; nil: the usual client.
-	Client *acme.Client
+	// Roots vouch for the authority's own web server; nil: the system's.
+	Roots *x509.CertPool
 }
 
 // TLS obtains the certificate at the first connection and renews it 30 days before it expires.
@@ -110,11 +112,9 @@ func (a ACME) TLS() (*tls.Config, error) {
 	if a.Domain == "" {
 		return nil, errors.New("acme: set domain_name")
 	}
-	client := a.Client
-	if client == nil {
-		client = &acme.Client{UserAgent: "assay"}
-	}
-	client.DirectoryURL = a.Directory
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.Roots}
+	client := &acme.Client{UserAgent: "assay", DirectoryURL: a.Directory, HTTPClient: &http.Client{Transport: transport, Timeout: time.Minute}}
 	m := &autocert.Manager{Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(a.CacheDir), HostPolicy: autocert.HostWhitelist(a.Domain), Email: a.Email, Client: client}
 	conf := TLS(m.GetCertificate)
 	conf.NextProtos = append(conf.NextProtos, acme.ALPNProto)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package interop runs Assay beside the real programs of SPIRE, which are built outside of this
-// repository: `make interop SPIRE_AGENT=… SPIRE_SERVER=…`. Without them there is nothing to
-// run, so `make test` leaves this package out.
+// Package interop runs Assay beside the real programs of SPIRE, and pebble, which are built outside of
+// this repository: `make interop SPIRE_AGENT=… SPIRE_SERVER=… PEBBLE=…`. Without them there is nothing
+// to run, so `make test` leaves this package out.
 package interop
 
 import (
@@ -33,12 +33,12 @@ func TestMain(m *testing.M) { os.Exit(swtpmtest.Main(m)) }
 
 const trustDomain = "example.org"
 
-// program returns the path of one of SPIRE's programs.
+// program returns the path of one of these programs.
 func program(t *testing.T, variable string) string {
 	t.Helper()
 	path := os.Getenv(variable)
 	if path == "" {
-		t.Fatalf("%s is not set: build SPIRE's program elsewhere and name it", variable)
+		t.Fatalf("%s is not set: build that program elsewhere and name it", variable)
 	}
 	return path
 }
