@@ -188,6 +188,7 @@ func TestRefused(t *testing.T) {
 	plain := "http://127.0.0.1:1/"
 	svid := ca.leaf(id.String())
 	elsewhere := serve(t, web.leaf(""), answer(doc(same)))
+	e := open(t, here, func(c *federation.Config) { c.WebRoots = web.pool() })
 	stranger := serve(t, other.leaf(""), answer(doc(same)))
 	for name, c := range map[string]struct {
 		cert *tls.Certificate
@@ -216,7 +217,7 @@ func TestRefused(t *testing.T) {
 		"F-4 no sequence":         {web.leaf(""), answer([]byte(`{"keys":[]}`)), federation.Relationship{Profile: federation.Web}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := open(t, here, func(cfg *federation.Config) { cfg.WebRoots = web.pool() })
+			defer e.DeleteRelationships(t.Context(), []spiffeid.TrustDomain{there})
 			known := newBundle(t, there, ca)
 			known.Sequence = 6
 			c.rel.TrustDomain, c.rel.URL = there, serve(t, c.cert, c.h)
