@@ -17,6 +17,7 @@ import (
 
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/store"
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm"
 	"github.com/assay-id/assay/tpm/device"
@@ -39,9 +40,15 @@ const interval = 100 * time.Millisecond
 
 func newWatch(t *testing.T, p *swtpmtest.TPM, rules *Rules) *watch {
 	t.Helper()
+	return newWatchOver(t, storetest.Open(t), p, rules)
+}
+
+// newWatchOver is one of the servers over a store.
+func newWatchOver(t *testing.T, s *store.Store, p *swtpmtest.TPM, rules *Rules) *watch {
+	t.Helper()
 	w := &watch{t: t, later: func() time.Time { return time.Now().Add(time.Minute) }} // swtpm's certificates begin now
 	var err error
-	w.registry, err = nodes.Open(t.Context(), nodes.Config{Store: storetest.Open(t), Logger: quiet(t), Now: w.later})
+	w.registry, err = nodes.Open(t.Context(), nodes.Config{Store: s, Logger: quiet(t), Now: w.later})
 	must(t, err)
 	t.Cleanup(w.registry.Close)
 	c := &Continuous{Nodes: w.registry, Rules: rules, Interval: interval, Now: w.later, Rand: rand.Reader, Logger: quiet(t)}
@@ -282,64 +289,6 @@ func TestRebootAttestsAgain(t *testing.T) {
 	must(t, a.attest(t.Context()))
 	_, stop := a.watched()
 	stop()
-}
-
-// TestClones copies the state of a software TPM.
-func TestClones(t *testing.T) {
-	p := swtpmtest.New(t)
-	w := newWatch(t, p, nil)
-	a := w.agent(p, swtpmtest.Logs{})
-	must(t, a.attest(t.Context()))
-	end, stop := a.watched()
-	defer stop()
-	p.Off()
-	copied := p.Copy() // both boot once more
-	p.On()
-	<-end
-	must(t, a.attest(t.Context()))
-	end, _ = a.watched()
-
-	clone := w.agent(copied, swtpmtest.Logs{})
-	err := clone.attest(t.Context())
-	denied(t, err, nodes.Suspended)
-	n := w.registry.Get(a.id)
-	if n.By != nodes.ByClone {
-		t.Fatalf("%+v", n.Standing)
-	}
-	t.Log(n.Standing.Reason)
-	// The genuine machine is suspended, too: nobody can tell which one it is. An operator can.
-	select {
-	case err := <-end:
-		t.Logf("the genuine one's stream: %v", err)
-	default: // the API ends it, since the node is no longer admitted
-	}
-	denied(t, a.attest(t.Context()), nodes.Suspended)
-	must(t, w.registry.Readmit(t.Context(), a.id, "operator root"))
-	stop()
-	must(t, a.attest(t.Context()))
-}
-
-// TestTwoSessions: a copy in step with the original, as a snapshot of a virtual machine makes one, is
-// told only by the fact that both answer.
-func TestTwoSessions(t *testing.T) {
-	p := swtpmtest.New(t)
-	w := newWatch(t, p, nil)
-	a := w.agent(p, swtpmtest.Logs{})
-	must(t, a.attest(t.Context()))
-	_, stop := a.watched()
-	twin := w.agent(p, swtpmtest.Logs{}) // same TPM, same counters, another agent
-	twin.id = a.id
-	denied(t, twin.attest(t.Context()), nodes.Suspended)
-	if n := w.registry.Get(a.id); n.By != nodes.ByClone || !strings.Contains(n.Standing.Reason, "two agents answer") {
-		t.Errorf("%+v", n.Standing)
-	}
-	stop()
-	must(t, w.registry.Readmit(t.Context(), a.id, "operator root"))
-	must(t, a.attest(t.Context()))
-	// With the SVID of the other: a second stream beside a living one.
-	_, stop = a.watched()
-	defer stop()
-	denied(t, twin.stream(t.Context()), nodes.Suspended)
 }
 
 // TestRenewal: an agent that attests anew has ended its stream, and is no clone.
