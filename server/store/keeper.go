@@ -28,8 +28,8 @@ const (
 )
 
 // reserve is what a database may grow beyond its quota by deletes and Essential writes; only
-// then etcd itself refuses everything.
-func reserve(quota int64) int64 { return quota / 8 }
+// then etcd itself refuses every put. It is more than can be written before its size is known.
+func reserve(quota int64) int64 { return max(quota/8, 64<<20) }
 
 // keeper looks after our own member: its certificate, its place in the cluster, its room.
 type keeper struct {
@@ -38,6 +38,7 @@ type keeper struct {
 	wake      chan struct{}
 
 	bytes   atomic.Int64 // the database's size on disk
+	written atomic.Int64 // since then, through this server
 	alarmed atomic.Bool  // etcd refuses every write, on some member
 
 	// Used by keep only.
@@ -52,6 +53,17 @@ func newKeeper(cfg Config) keeper {
 }
 
 func (k *keeper) size() (bytes, quota int64) { return k.bytes.Load(), k.quota }
+
+// wrote counts, so that the size is never known so late that the reserve is used up.
+func (s *Store) wrote(txn *Txn) {
+	n := 0
+	for _, p := range txn.Puts {
+		n += len(p.Key) + len(p.Value)
+	}
+	if s.keeper.written.Add(int64(n)) > reserve(s.keeper.quota)/8 {
+		s.wakeKeeper()
+	}
+}
 
 // wakeKeeper has it look now.
 func (s *Store) wakeKeeper() {
@@ -114,6 +126,7 @@ func (s *Store) keepOnce(ctx context.Context) error {
 			s.log.Info("renewed the certificate of the store's member")
 		}
 	}
+	s.keeper.written.Store(0)
 	st, err := s.client.Status(ctx, s.endpoint())
 	if err != nil {
 		return errors.Join(renewal, err)
