@@ -132,7 +132,7 @@ func seesAgain(t *testing.T, s *Sensor) {
 func TestForkBomb(t *testing.T) {
 	const (
 		processes, rounds = 1500, 4
-		perProcess        = 6144 // bytes; a task_record takes 1 KiB, a code_record (T1) 2 KiB, the rest waits to be freed
+		perProcess        = 6144 // bytes; a task_record takes half a KiB, a code_record (T1) 2 KiB, the rest waits to be freed
 	)
 	pins := filepath.Join(bpffs(t), "assay")
 	group, usage := memoryCgroup(t)
