@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | redteam | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | faults | redteam | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -20,6 +20,10 @@ scenarios() {
 	echo "== scenarios, natively"
 	go test -count=1 ./tests/scenarios
 }
+faults() {
+	echo "== faults of a cluster (ASSAY_FAULTS=all for all of them)"
+	go test -count=1 ./tests/faults
+}
 redteam() {
 	echo "== red team, natively"
 	go test -count=1 ./tests/redteam
@@ -33,8 +37,8 @@ measured() {
 	go test -count=1 -timeout 30m -v ./tests/measured
 }
 case $what in
-all) ./tests/lint.sh; unit; scenarios; redteam; guest; measured ;;
-unit | scenarios | redteam | guest | measured) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|redteam|guest|measured" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; faults; redteam; guest; measured ;;
+unit | scenarios | faults | redteam | guest | measured) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|faults|redteam|guest|measured" >&2; exit 2 ;;
 esac
 echo "== passed: $what"

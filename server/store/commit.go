@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -84,8 +85,9 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 	var each []clientv3.Op
 	var number []int // in txns
 	verdicts = make([]error, len(txns))
+	room := sync.OnceValue(s.room)
 	for i := range txns {
-		if verdicts[i] = s.admit(&txns[i]); verdicts[i] == nil {
+		if verdicts[i] = s.admit(&txns[i], room); verdicts[i] == nil {
 			conds, reads := s.compares(txns[i].Compares)
 			each = append(each, clientv3.OpTxn(conds, s.operations(&txns[i]), reads))
 			number = append(number, i)
@@ -114,7 +116,7 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 }
 
 // admit refuses early what can only fail.
-func (s *Store) admit(txn *Txn) error {
+func (s *Store) admit(txn *Txn, room func() error) error {
 	if n := len(txn.Puts) + len(txn.Deletes); n > MaxOps {
 		return fmt.Errorf("transaction of %d operations: the most is %d", n, MaxOps)
 	}
@@ -124,6 +126,11 @@ func (s *Store) admit(txn *Txn) error {
 	if txn.Essential || len(txn.Deletes) > 0 {
 		return nil
 	}
+	return room()
+}
+
+// room reports whether there is any for writes that are not Essential and free nothing.
+func (s *Store) room() error {
 	if why := s.overQuota(); why != "" {
 		return fmt.Errorf("%w: %s", ErrFull, why)
 	}
