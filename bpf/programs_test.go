@@ -116,7 +116,8 @@ func writeSizes(t *testing.T, series string) {
 
 // BenchmarkPrograms tells what each program takes per call while processes are started and
 // connect: BPF run-time statistics, of samples of some calls each, which include the clock (a
-// program that does nothing shows 65 ns). The share of all of them in fork+exec+wait is a ratio that holds in an emulated guest, too.
+// program that does nothing shows 65 ns). The share of all of them in fork+exec+wait is a ratio that
+// holds in an emulated guest, too.
 func BenchmarkPrograms(b *testing.B) {
 	s := load(b)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
