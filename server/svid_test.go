@@ -93,7 +93,7 @@ func TestBundleIsStable(t *testing.T) {
 	e := start(t, nil)
 	a := e.newAgent()
 	first, err := a.bundle.GetBundle(t.Context(), &bundlev1.GetBundleRequest{})
-	if err != nil || len(first.X509Authorities) != 1 || first.SequenceNumber != 0 || first.RefreshHint != 0 || first.TrustDomain != "example.org" {
+	if err != nil || len(first.X509Authorities) != 1 || first.SequenceNumber != 2 || first.RefreshHint != 0 || first.TrustDomain != "example.org" {
 		t.Fatalf("GetBundle = %v, %v", first, err)
 	}
 	for range 5 {

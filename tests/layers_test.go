@@ -18,8 +18,8 @@ const module = "github.com/assay-id/assay/"
 // layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
 var layers = [][]string{
 	{"selectors", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
-	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
-	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/federation", "server/oidc", "server/gate"},
+	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/federation", "server/oidc", "server/gate"},
 	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/wire"},
 	{"agent", "server"},
 }
@@ -27,6 +27,7 @@ var layers = [][]string{
 // allowed names imports within a storey that are by design.
 var allowed = map[string][]string{
 	"server/store":         {"server/store/member"},
+	"server/ca":            {"server/ca/bundle", "server/ca/mint"},
 	"server/store/cluster": {"server/store/member"},
 	"proto/node":           {"proto/evidence"},
 	"proto/agentadmin":     {"proto/evidence"},

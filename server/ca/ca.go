@@ -1,88 +1,130 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ca signs. It is the only package that touches the private keys of the trust domain.
+// Package ca signs. It is the only package that uses the private keys of the trust domain.
 //
-// Each server has authorities of its own, on its disk; only certificates are shared, under
-// b/x509/<subject key id> in the store, and the bundle is the union of all servers'. An
-// authority lives like this:
+// Each server has authorities of its own, of three kinds (X509, JWT, WIT). Their keys are with its
+// key manager; what is public about them is in the store: b/… is the trust bundle of all servers
+// (package bundle), j/<server id> the journal of one server's authorities, s/<server id> how much of
+// the bundle a living server and its agents have seen. One state machine serves all kinds:
 //
-//	half of the current one's life left   prepare: make the next one, publish it
-//	a sixth left                          activate: sign with the next one
-//	a day after it expired                prune it from the bundle
+//	            ┌─ key made ─▶ journal and bundle, ─▶ seen by all ─▶ journal ─▶ signs
+//	            │  (durable)   one transaction        who listen
+//	half of the active one's life left:               a sixth left:
+//	prepare                                           activate; the former becomes old
+//
+// An old authority signs nothing and stays in the bundle, where it can be tainted and then revoked,
+// until the next is prepared; a day after it expired it is pruned from the bundle.
 package ca
 
 import (
 	"context"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/assay-id/assay/server/store"
+	"github.com/assay-id/assay/server/ca/bundle"
+	"github.com/assay-id/assay/server/ca/mint"
+	"github.com/assay-id/assay/server/keys"
 )
 
 // Store is what the CA needs of server/store.
 type Store interface {
-	Snapshot(ctx context.Context, prefix string) ([]store.KV, int64, error)
-	Watch(ctx context.Context, prefix string, after int64) <-chan store.Batch
-	Commit(ctx context.Context, txn store.Txn) (int64, error)
+	bundle.Store
 	Age() time.Duration
 }
 
-// Config of a CA. Zero durations mean the default that is named.
+// Config of a CA. Zero values mean the default that is named.
 type Config struct {
-	// Dir holds the private keys; made with mode 0700.
-	Dir         string
+	// Dir holds the server's id, and the private keys if Keys is nil; made with mode 0700.
+	Dir string
+	// Keys holds the private keys.
+	Keys        keys.Manager
 	TrustDomain spiffeid.TrustDomain
 	Store       Store
+	// Upstream certifies our X.509 authorities; nil: they are self-signed.
+	Upstream Upstream
 	// TTL of an authority, 24 h.
 	TTL time.Duration
 	// X509SVIDTTL of workloads whose entry does not say, and of the server itself, 1 h.
 	X509SVIDTTL time.Duration
 	// AgentTTL of agents' SVIDs, X509SVIDTTL.
 	AgentTTL time.Duration
+	// JWTTTL of JWT-SVIDs, 5 min.
+	JWTTTL time.Duration
+	// JWTIssuer is the `iss` of JWT-SVIDs; none without it.
+	JWTIssuer string
+	// Types of the authorities' keys, ec-p256.
+	X509KeyType, JWTKeyType, WITKeyType keys.Type
 	// Subject of authorities, C=US,O=SPIFFE; SVIDSubject of SVIDs, C=US,O=SPIRE.
 	Subject, SVIDSubject pkix.Name
 	// MaxAge is how long signing goes on while the store can not be reached, 1 h.
 	MaxAge time.Duration
-	Logger *slog.Logger
-	Now    func() time.Time
+	// Acked returns who is connected to this server and has not yet shown that he has the
+	// bundle of this sequence number; nil: nobody is ever waited for.
+	Acked func(sequence uint64) (waiting []string)
+	// AckBound is how long a prepared authority waits for them before it may sign, 1 min.
+	AckBound time.Duration
+	Logger   *slog.Logger
+	Now      func() time.Time
 }
 
-// CA signs certificates and keeps the trust bundle.
+// CA signs certificates and tokens, and keeps the trust bundle.
 type CA struct {
-	cfg    Config
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	cfg      Config
+	shape    mint.Shape
+	serverID string
+	bundle   *bundle.Replica
+	peers    *bundle.Peers
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	due      chan struct{} // Rotate has something to do before its time
 
-	preparing sync.Mutex // one change of the authorities at a time
+	// signing is what signs now: active, in the bundle, not tainted. Nil: nothing of that kind.
+	signing [bundle.Kinds]atomic.Pointer[authority]
 
-	mu      sync.RWMutex
-	slots   slots
-	bundle  Bundle
-	shown   int64 // the store revision of bundle
-	changed chan struct{}
+	op      sync.Mutex // one change of our authorities at a time; it guards what follows
+	journal int64      // the store revision of our journal; 0: there is none
+	unsure  bool       // a write failed, and the journal may be another than slots
+	spare   [bundle.Kinds]*spare
+
+	mu     sync.Mutex
+	slots  [bundle.Kinds]slots
+	latest Bundle
 }
 
-// Open loads the authorities, makes the first one if there is none, and publishes them.
+// Open finds this server's authorities again, makes those that it lacks, and returns when there is
+// one of each kind that may sign.
 func Open(ctx context.Context, cfg Config) (*CA, error) {
 	cfg.setDefaults()
-	c := &CA{cfg: cfg, changed: make(chan struct{})}
-	var err error
-	if c.slots, err = loadSlots(cfg.Dir, cfg.TrustDomain); err != nil {
+	c := &CA{cfg: cfg, shape: mint.Shape{TrustDomain: cfg.TrustDomain, Subject: cfg.Subject, SVIDSubject: cfg.SVIDSubject}, due: make(chan struct{}, 1)}
+	if err := c.openDir(); err != nil {
 		return nil, err
 	}
-	if err := c.rebuild(ctx); err != nil {
+	var err error
+	if c.bundle, err = bundle.Open(ctx, cfg.Store, cfg.Logger, c.bundleChanged); err != nil {
+		return nil, err
+	}
+	if c.peers, err = bundle.OpenPeers(ctx, cfg.Store, c.serverID, cfg.Acked, cfg.Logger); err != nil {
 		return nil, err
 	}
 	run, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
-	c.wg.Go(func() { c.follow(run) })
-	if err := c.Rotate(ctx); err != nil {
+	c.wg.Go(func() { c.bundle.Follow(run) })
+	c.wg.Go(func() { c.peers.Follow(run) })
+	if err := c.recover(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.wg.Go(func() { c.peers.Tell(run, c.bundle) })
+	if cfg.Upstream != nil {
+		c.wg.Go(func() { c.followUpstream(run) })
+	}
+	if err := c.firstRotation(ctx); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -93,7 +135,8 @@ func (cfg *Config) setDefaults() {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&cfg.TTL, 24 * time.Hour}, {&cfg.X509SVIDTTL, time.Hour}, {&cfg.AgentTTL, cfg.X509SVIDTTL}, {&cfg.AgentTTL, time.Hour}, {&cfg.MaxAge, time.Hour}} {
+	}{{&cfg.TTL, 24 * time.Hour}, {&cfg.X509SVIDTTL, time.Hour}, {&cfg.AgentTTL, cfg.X509SVIDTTL}, {&cfg.AgentTTL, time.Hour},
+		{&cfg.JWTTTL, 5 * time.Minute}, {&cfg.MaxAge, time.Hour}, {&cfg.AckBound, time.Minute}} {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
@@ -104,6 +147,9 @@ func (cfg *Config) setDefaults() {
 	if len(cfg.SVIDSubject.ToRDNSequence()) == 0 {
 		cfg.SVIDSubject = pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}}
 	}
+	if cfg.Acked == nil {
+		cfg.Acked = func(uint64) []string { return nil }
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -112,7 +158,13 @@ func (cfg *Config) setDefaults() {
 	}
 }
 
-// Close stops following the store.
+// ServerID names this server among those of the trust domain: a UUID, made once.
+func (c *CA) ServerID() string { return c.serverID }
+
+// Bundle returns the present bundle and a channel that is closed when it changes.
+func (c *CA) Bundle() (Bundle, <-chan struct{}) { return c.bundle.Bundle() }
+
+// Close stops following the store. The key manager stays open if it was given.
 func (c *CA) Close() {
 	c.cancel()
 	c.wg.Wait()
@@ -120,10 +172,9 @@ func (c *CA) Close() {
 
 const (
 	rotateEvery   = 10 * time.Second
-	maxPrepare    = 30 * 24 * time.Hour
-	maxActivate   = 7 * 24 * time.Hour
-	pruneAfter    = 24 * time.Hour
 	rotateTimeout = 10 * time.Second
+	ackEvery      = 50 * time.Millisecond
+	soon          = time.Second
 )
 
 // Run rotates the authorities until the context ends.
@@ -135,76 +186,67 @@ func (c *CA) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-c.due:
 		}
 		once, cancel := context.WithTimeout(ctx, rotateTimeout)
 		if err := c.Rotate(once); err != nil {
 			c.cfg.Logger.Error("the CA can not rotate; trying again", "error", err)
 		}
 		cancel()
+		if !c.ready() {
+			time.AfterFunc(soon, c.rotateNow)
+		}
 	}
 }
 
-// Rotate does whatever is due now: publish, prepare, activate, prune.
-func (c *CA) Rotate(ctx context.Context) error {
-	c.preparing.Lock()
-	defer c.preparing.Unlock()
-	now := c.cfg.Now()
-	s := c.current()
-	if s.Current != nil && !now.Before(s.Current.cert.NotAfter) {
-		s.Current = nil
-	}
-	if s.Next != nil && !now.Before(s.Next.cert.NotAfter) {
-		s.Next = nil
-	}
-	if s.Next == nil && (s.Current == nil || s.Current.left(now) <= min(s.Current.life()/2, maxPrepare)) {
-		next, err := c.newAuthority(now)
-		if err != nil {
+// firstRotation waits until something signs, which others may have to see first.
+func (c *CA) firstRotation(ctx context.Context) error {
+	for {
+		if err := c.Rotate(ctx); err != nil {
 			return err
 		}
-		s.Next = next
-		c.cfg.Logger.Info("prepared an X.509 authority", "authority_id", next.id(), "expires_at", next.cert.NotAfter)
-	}
-	if s != c.current() { // on disk first: a published authority must not be lost
-		if err := saveSlots(c.cfg.Dir, s); err != nil {
-			return err
+		if c.ready() {
+			return nil
 		}
-		c.set(s)
-	}
-	for _, a := range []*authority{s.Current, s.Next} {
-		if err := c.publish(ctx, a); err != nil {
-			return err
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for those who must see the first authorities: %w", ctx.Err())
+		case <-time.After(ackEvery):
 		}
 	}
-	if s.Next != nil && (s.Current == nil || s.Current.left(now) <= min(s.Current.life()/6, maxActivate)) {
-		s = slots{Current: s.Next}
-		if err := saveSlots(c.cfg.Dir, s); err != nil {
-			return err
-		}
-		c.set(s)
-		c.cfg.Logger.Info("activated an X.509 authority", "authority_id", s.Current.id(), "expires_at", s.Current.cert.NotAfter)
-	}
-	return c.prune(ctx, now)
 }
 
-func (c *CA) current() slots {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.slots
+func (c *CA) ready() bool {
+	for k := range bundle.Kinds {
+		if c.signing[k].Load() == nil {
+			return false
+		}
+	}
+	return true
 }
 
-func (c *CA) set(s slots) {
+func (c *CA) rotateNow() {
+	select {
+	case c.due <- struct{}{}:
+	default:
+	}
+}
+
+func (c *CA) bundleChanged(b Bundle) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.slots = s
+	c.latest = b
+	c.chooseSigners()
 }
 
-// ErrStale refuses to sign because nobody knows what has been revoked meanwhile.
-var ErrStale = errors.New("the store has not been reachable for too long")
-
-// fresh checks that the replicas that a signature rests on are young enough.
-func (c *CA) fresh() error {
-	if age := c.cfg.Store.Age(); age > c.cfg.MaxAge {
-		return fmt.Errorf("%w: %s, and signing is allowed for %s; repair the store (see server status)", ErrStale, age.Round(time.Second), c.cfg.MaxAge)
+// chooseSigners lets those sign that the bundle vouches for. The caller holds mu.
+func (c *CA) chooseSigners() {
+	for k := range bundle.Kinds {
+		a := c.slots[k].current
+		if a != nil && (a.key == nil || !c.latest.Vouches(a.anchor)) {
+			a = nil
+			c.rotateNow()
+		}
+		c.signing[k].Store(a)
 	}
-	return nil
 }

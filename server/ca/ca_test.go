@@ -79,7 +79,7 @@ func TestShapes(t *testing.T) {
 	dir := t.TempDir()
 	c := open(t, storetest.Open(t), dir, clk)
 	b, _ := c.Bundle()
-	if len(b.X509) != 1 || b.Sequence != 0 {
+	if len(b.X509) != 1 || len(b.JWT) != 1 || len(b.WIT) != 1 || b.Sequence != 2 {
 		t.Fatalf("first bundle: %d authorities, sequence %d", len(b.X509), b.Sequence)
 	}
 	root := b.X509[0].Cert
@@ -108,11 +108,20 @@ func TestShapes(t *testing.T) {
 	if _, err := c.SignWorkload(ca.Request{ID: spiffeid.RequireFromString("spiffe://other.org/w"), PublicKey: key(t).Public()}); err == nil {
 		t.Error("signed for another trust domain")
 	}
-	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, "authorities.json"): 0o600} {
+	for path, want := range map[string]os.FileMode{dir: 0o700, keyFiles(t, dir)[0]: 0o600, keyFiles(t, dir)[2]: 0o600, filepath.Join(dir, "server-id"): 0o600} {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
 			t.Errorf("%s has mode %v (%v), want %v", path, st.Mode(), err, want)
 		}
 	}
+}
+
+func keyFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.pem"))
+	if err != nil || len(files) != 3 {
+		t.Fatalf("keys on disk: %q (%v), want one of each kind", files, err)
+	}
+	return files
 }
 
 func TestRotation(t *testing.T) {
@@ -136,20 +145,20 @@ func TestRotation(t *testing.T) {
 				d, len(b.X509), b.Sequence, signer() == before, authorities, sequence, sameSigner)
 		}
 	}
-	step(11*time.Hour, 1, 0, true)
+	step(11*time.Hour, 1, 2, true)
 	_, changed := c.Bundle()
-	step(2*time.Hour, 2, 1, true) // half life: prepared and published, not used
+	step(2*time.Hour, 2, 5, true) // half life: prepared and published, not used
 	select {
 	case <-changed:
 	default:
 		t.Error("the bundle changed and nobody was told")
 	}
-	step(6*time.Hour, 2, 1, true)
-	step(1*time.Hour, 2, 1, false) // a sixth left: active
-	step(10*time.Hour, 3, 2, true) // the next one's half life
-	step(6*time.Hour, 3, 2, false) // and its activation
-	step(12*time.Hour, 4, 3, true) // another, while the first expired a day ago (hour 48)
-	step(30*time.Minute, 3, 4, true)
+	step(6*time.Hour, 2, 5, true)
+	step(1*time.Hour, 2, 5, false) // a sixth left: active
+	step(10*time.Hour, 3, 8, true) // the next one's half life
+	step(6*time.Hour, 3, 8, false) // and its activation
+	step(12*time.Hour, 4, 11, true) // another, while the first expired a day ago (hour 48)
+	step(30*time.Minute, 3, 12, true)
 	if b, _ := c.Bundle(); b.X509[0].Cert.Equal(first.X509[0].Cert) {
 		t.Error("the first authority is still there a day after its end")
 	}
@@ -189,13 +198,13 @@ func TestTwoServersShareTheBundle(t *testing.T) {
 	for _, c := range servers {
 		for {
 			b, changed := c.Bundle()
-			if len(b.X509) == 4 && b.Sequence == 3 {
+			if len(b.X509) == 4 && b.Sequence == 11 {
 				break
 			}
 			select {
 			case <-changed:
 			case <-deadline:
-				t.Fatalf("%d authorities, sequence %d; want 4 and 3", len(b.X509), b.Sequence)
+				t.Fatalf("%d authorities, sequence %d; want 4 and 11", len(b.X509), b.Sequence)
 			}
 		}
 	}

@@ -4,34 +4,16 @@ package ca
 
 import (
 	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
 // ServerID is the SPIFFE ID of every server of a trust domain.
 func ServerID(td spiffeid.TrustDomain) spiffeid.ID {
 	return spiffeid.RequireFromPath(td, "/spire/server")
-}
-
-// Request for an X.509-SVID.
-type Request struct {
-	ID        spiffeid.ID
-	PublicKey crypto.PublicKey
-	// TTL from now; zero is the default. It ends at the authority's end at the latest.
-	TTL time.Duration
-	// DNSNames in order; the first becomes the common name.
-	DNSNames []string
-	// Subject instead of the configured one, if it is not empty.
-	Subject pkix.Name
 }
 
 // SignWorkload signs an SVID for a registration entry or for MintX509SVID. It returns the
@@ -61,77 +43,83 @@ func (c *CA) signFresh(req Request) ([]*x509.Certificate, error) {
 }
 
 func (c *CA) sign(req Request) ([]*x509.Certificate, error) {
-	if req.ID.TrustDomain() != c.cfg.TrustDomain || req.ID.Path() == "" {
-		return nil, fmt.Errorf("%q is not an identity of trust domain %q", req.ID, c.cfg.TrustDomain.Name())
-	}
-	now, a := c.cfg.Now(), c.current().Current
-	if a == nil || !now.Before(a.cert.NotAfter) {
-		return nil, errors.New("there is no valid authority to sign with; see the log for why the CA can not rotate")
-	}
-	template, err := c.template(req, now, a)
+	now := c.cfg.Now()
+	a, err := c.signer(X509, now)
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, req.PublicKey, a.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign the SVID of %s: %w", req.ID, err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("read the SVID of %s back: %w", req.ID, err)
-	}
-	if err := validate(cert, req.ID, a, now); err != nil {
-		return nil, fmt.Errorf("the signed SVID of %s is not valid: %w", req.ID, err)
-	}
-	return []*x509.Certificate{cert}, nil
+	return a.certs.SVID(&c.shape, req, now)
 }
 
-// template is the shape of SPIRE's SVIDs (SPIFFE X.509-SVID §4).
-func (c *CA) template(req Request, now time.Time, a *authority) (*x509.Certificate, error) {
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	ski, err := keyID(req.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	notAfter := now.Add(req.TTL)
-	if notAfter.After(a.cert.NotAfter) {
-		notAfter = a.cert.NotAfter
-	}
-	subject := c.cfg.SVIDSubject
-	if len(req.Subject.ToRDNSequence()) > 0 {
-		subject = req.Subject
-	}
-	if len(req.DNSNames) > 0 {
-		subject.CommonName = req.DNSNames[0]
-	}
-	return &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      subject,
-		NotBefore:    now.Add(-backdate), NotAfter: notAfter,
-		URIs:                  []*url.URL{req.ID.URL()},
-		DNSNames:              req.DNSNames,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		SubjectKeyId:          ski,
-		AuthorityKeyId:        a.cert.SubjectKeyId,
-	}, nil
+// DownstreamRequest asks for the CA certificate of a nested server.
+type DownstreamRequest struct {
+	PublicKey crypto.PublicKey
+	// TTL from now; zero is that of our own authorities.
+	TTL time.Duration
 }
 
-// validate judges the certificate as a peer will.
-func validate(cert *x509.Certificate, want spiffeid.ID, a *authority, now time.Time) error {
-	roots := x509bundle.FromX509Authorities(want.TrustDomain(), []*x509.Certificate{a.cert})
-	got, _, err := x509svid.Verify([]*x509.Certificate{cert}, roots, x509svid.WithTime(now))
-	switch {
-	case err != nil:
-		return err
-	case got != want:
-		return fmt.Errorf("it names %s", got)
-	case !cert.BasicConstraintsValid || cert.IsCA:
-		return errors.New("its basic constraints are wrong")
+// SignDownstream signs a nested server's CA certificate, for the same trust domain. The chain has
+// that certificate first and never the root.
+func (c *CA) SignDownstream(req DownstreamRequest) ([]*x509.Certificate, error) {
+	if err := c.fresh(); err != nil {
+		return nil, err
+	}
+	now := c.cfg.Now()
+	a, err := c.signer(X509, now)
+	if err != nil {
+		return nil, err
+	}
+	if req.TTL <= 0 {
+		req.TTL = c.cfg.TTL
+	}
+	return a.certs.Downstream(&c.shape, req.PublicKey, now, req.TTL)
+}
+
+// SignJWT signs a JWT-SVID.
+func (c *CA) SignJWT(req JWTRequest) (Token, error) {
+	if err := c.fresh(); err != nil {
+		return Token{}, err
+	}
+	now := c.cfg.Now()
+	a, err := c.signer(JWT, now)
+	if err != nil {
+		return Token{}, err
+	}
+	if req.TTL <= 0 {
+		req.TTL = c.cfg.JWTTTL
+	}
+	return a.tokens.JWT(&c.shape, req, c.cfg.JWTIssuer, now)
+}
+
+// SignWIT signs a WIT-SVID; by default it lives as long as an X.509-SVID.
+func (c *CA) SignWIT(req WITRequest) (Token, error) {
+	if err := c.fresh(); err != nil {
+		return Token{}, err
+	}
+	now := c.cfg.Now()
+	a, err := c.signer(WIT, now)
+	if err != nil {
+		return Token{}, err
+	}
+	if req.TTL <= 0 {
+		req.TTL = c.cfg.X509SVIDTTL
+	}
+	return a.tokens.WIT(&c.shape, req, now)
+}
+
+// fresh checks that the replicas that a signature rests on are young enough.
+func (c *CA) fresh() error {
+	if age := c.cfg.Store.Age(); age > c.cfg.MaxAge {
+		return fmt.Errorf("%w: %s, and signing is allowed for %s; repair the store (see server status)", ErrStale, age.Round(time.Second), c.cfg.MaxAge)
 	}
 	return nil
+}
+
+// signer returns the authority of the kind that signs now.
+func (c *CA) signer(k Kind, now time.Time) (*authority, error) {
+	a := c.signing[k].Load()
+	if a == nil || !now.Before(a.notAfter) {
+		return nil, fmt.Errorf("%w: there is no valid %s authority to sign with; see the log for why the CA can not rotate", ErrNotReady, k)
+	}
+	return a, nil
 }

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/assay-id/assay/server/ca/mint"
+	"github.com/assay-id/assay/server/store"
+)
+
+// Upstream certifies our X.509 authorities.
+type Upstream interface {
+	// MintCA returns a CA certificate for the key of the CSR (DER), then those between it and the
+	// root, and all roots of the upstream. ttl is a wish.
+	MintCA(ctx context.Context, csr []byte, ttl time.Duration) (chain, roots []*x509.Certificate, err error)
+	// PublishJWT tells the upstream of a key and returns all that it knows; errors.ErrUnsupported
+	// if it does not care for keys.
+	PublishJWT(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error)
+	// Watch sends the upstream's bundle whenever it may have changed, until ctx ends. Nil: it
+	// never changes of itself.
+	Watch(ctx context.Context) <-chan UpstreamBundle
+}
+
+// UpstreamBundle is all that an upstream trusts.
+type UpstreamBundle struct {
+	X509 []X509Authority
+	JWT  []KeyAuthority
+}
+
+// publishAbove tells the upstream of a key before anybody below sees it.
+func (c *CA) publishAbove(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error) {
+	if c.cfg.Upstream == nil {
+		return nil, nil
+	}
+	all, err := c.cfg.Upstream.PublishJWT(ctx, a)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("publish JWT authority %s at the upstream authority: %w", a.ID, err)
+	}
+	return all, nil
+}
+
+const upstreamTimeout = 2 * time.Minute
+
+// followUpstream brings the upstream's bundle into ours until ctx ends.
+func (c *CA) followUpstream(ctx context.Context) {
+	updates := c.cfg.Upstream.Watch(ctx)
+	if updates == nil {
+		return
+	}
+	var last UpstreamBundle
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case b, ok := <-updates:
+			if !ok {
+				return
+			}
+			last = b
+		case <-again:
+		}
+		again = nil
+		once, cancel := context.WithTimeout(ctx, upstreamTimeout)
+		if err := c.adopt(once, last); err != nil {
+			c.cfg.Logger.Error("the upstream authority's bundle can not be taken over; trying again", "error", err)
+			again = time.After(rotateEvery)
+		}
+		cancel()
+	}
+}
+
+// adopt takes over what the upstream trusts. A root that it tainted is replaced by another above
+// us before it is tainted here, and one that then disappeared is revoked.
+func (c *CA) adopt(ctx context.Context, up UpstreamBundle) error {
+	tainted, present := map[string]bool{}, map[string]bool{}
+	_, err := c.bundle.Edit(ctx, func(b Bundle) (txn store.Txn, err error) {
+		for _, a := range up.X509 {
+			id, idErr := mint.SubjectKeyID(a.Cert)
+			present[id], tainted[id] = true, tainted[id] || a.Tainted
+			err = errors.Join(err, idErr)
+			b.AddCert(&txn, id, a.Cert)
+		}
+		return txn, errors.Join(err, addKeys(b, &txn, JWT, up.JWT))
+	})
+	if err != nil {
+		return err
+	}
+	for id, is := range tainted {
+		b, _ := c.Bundle()
+		if !is || b.Tainted(X509, id) {
+			continue
+		}
+		if err := c.leave(ctx, id); err != nil {
+			return err
+		}
+		if err := c.taint(ctx, X509, id); err != nil {
+			return err
+		}
+	}
+	for _, a := range up.JWT {
+		b, _ := c.Bundle()
+		if a.Tainted && !b.Tainted(JWT, a.ID) {
+			if err := c.taint(ctx, JWT, a.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return c.dropped(ctx, present)
+}
+
+// leave has us certified by another root than that, if we are below it.
+func (c *CA) leave(ctx context.Context, root string) error {
+	if s := c.slotsOf(X509); s.current == nil || s.current.upstreamID != root {
+		return nil
+	}
+	a, err := c.Prepare(ctx, X509)
+	if err != nil {
+		return err
+	}
+	if a.UpstreamID == root {
+		return fmt.Errorf("the upstream authority tainted its root %s and still signs below it", root)
+	}
+	_, err = c.Activate(ctx, X509, a.ID)
+	return err
+}
+
+// dropped revokes the tainted roots that the upstream no longer has.
+func (c *CA) dropped(ctx context.Context, present map[string]bool) error {
+	b, _ := c.Bundle()
+	for _, e := range b.Elements() {
+		if e.Kind != X509 || present[e.ID] || !b.Tainted(X509, e.ID) {
+			continue
+		}
+		s := c.slotsOf(X509)
+		if s.current != nil && s.current.upstreamID == e.ID {
+			continue
+		}
+		if err := c.revokeDropped(ctx, e.ID); err != nil && !errors.Is(err, ErrInvalid) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *CA) revokeDropped(ctx context.Context, id string) error {
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	gone := c.slotsOf(X509).former()
+	if gone != nil && gone.upstreamID != id {
+		gone = nil
+	}
+	return c.revoke(ctx, X509, id, gone)
+}
