@@ -110,6 +110,8 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 	for i, r := range resp.Responses {
 		if one := r.GetResponseTxn(); !one.Succeeded {
 			verdicts[number[i]] = conflict(one.Responses)
+		} else {
+			s.wrote(&txns[number[i]])
 		}
 	}
 	return resp.Header.Revision, verdicts, nil

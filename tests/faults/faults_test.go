@@ -21,10 +21,10 @@ import (
 )
 
 // create registers one entry; nil means that the server has acknowledged it.
-func (s *server) create(ctx context.Context, path string) error {
+func (s *server) create(ctx context.Context, path string, dnsNames ...string) error {
 	parent := &types.SPIFFEID{TrustDomain: "example.org", Path: "/node/" + s.name}
 	resp, err := s.entry.BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{{
-		ParentId: parent, SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: path}, Selectors: []*types.Selector{{Type: "unix", Value: "uid:4711"}},
+		ParentId: parent, SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: path}, Selectors: []*types.Selector{{Type: "unix", Value: "uid:4711"}}, DnsNames: dnsNames,
 	}}})
 	if err != nil {
 		return err
@@ -284,9 +284,18 @@ func TestFullDisk(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the store has no room") {
 		t.Errorf("on a full disk: %v", err)
 	}
-	// The others' writes use up the rest, and end the member.
-	w.more(t, 200)
+	// The others' writes use up what its files have in reserve, and end the member.
+	var names []string
+	for i := range 200 {
+		names = append(names, fmt.Sprintf("%s-%d.example.org", strings.Repeat("x", 50), i))
+	}
+	other := h.servers[s.n%len(h.servers)]
 	eventually(t, "the member to find no room", func() bool {
+		for i := range 50 {
+			if err := other.create(t.Context(), fmt.Sprintf("/large/%d/%d", time.Now().UnixNano(), i), names...); err != nil {
+				t.Log(err)
+			}
+		}
 		log, _ := os.ReadFile(s.dir + "/log")
 		return strings.Contains(string(log), "has no room; free space or move data_dir")
 	})

@@ -71,10 +71,6 @@ func (c Config) needCluster() error {
 	return nil
 }
 
-func (c Config) spec() member.Spec {
-	return member.Spec{Name: c.Name, Address: c.Address, TrustDomain: c.TrustDomain}
-}
-
 // connect reaches the member of the server that runs on this machine.
 func (c Config) connect() (*clientv3.Client, error) {
 	socket := member.Socket(c.Dir)
