@@ -401,27 +401,3 @@ func TestPrune(t *testing.T) {
 		t.Errorf("Prune = %d, %v; %d left", n, err, r.Count(entries.Filter{}))
 	}
 }
-
-// BenchmarkCreate writes batches of 100 under 100 parents, durably.
-func BenchmarkCreate(b *testing.B) {
-	s := storetest.Open(b)
-	r, err := entries.Open(b.Context(), entries.Config{Store: s, TrustDomain: td, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer r.Close()
-	n := 0
-	for b.Loop() {
-		batch := make([]*selectors.Entry, 100)
-		for i := range batch {
-			batch[i] = entry(fmt.Sprintf("/agent/%d", n%100), fmt.Sprintf("/w/%d", n%1000), fmt.Sprintf("unix:uid:%d", n), "evidence:tier:t2")
-			n++
-		}
-		for _, res := range r.Create(b.Context(), batch) {
-			if res.Err != nil {
-				b.Fatal(res.Err)
-			}
-		}
-	}
-	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "entries/s")
-}

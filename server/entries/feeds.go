@@ -151,6 +151,8 @@ func (w *wave) spend(n int) bool {
 
 // graves keep the numbers of removed records until no feed needs their ids.
 type graves struct {
+	every int     // so many are waited for between sweeps
+	most  int     // a feed that is further behind is sent everything
 	queue []grave // in the order of revisions
 	next  int     // the length from which on to sweep
 }
@@ -162,7 +164,7 @@ type grave struct {
 
 const (
 	sweepEvery = 1024
-	maxGraves  = 1 << 17 // a feed that is further behind is sent everything
+	maxGraves  = 1 << 17
 )
 
 func (g *graves) add(n replica.Number, revision int64) {
@@ -171,11 +173,11 @@ func (g *graves) add(n replica.Number, revision int64) {
 
 // sweep frees what all feeds have passed. The locks of the registry and the feeds are held.
 func (g *graves) sweep(from *replica.Replica, s *feeds) {
-	if len(g.queue) < max(g.next, sweepEvery) {
+	if len(g.queue) < max(g.next, g.every) {
 		return
 	}
 	passed := s.oldest()
-	if over := len(g.queue) - maxGraves; over > 0 && g.queue[over-1].revision > passed {
+	if over := len(g.queue) - g.most; over > 0 && g.queue[over-1].revision > passed {
 		passed = g.queue[over-1].revision
 		s.floor = passed
 	}
@@ -185,5 +187,5 @@ func (g *graves) sweep(from *replica.Replica, s *feeds) {
 		done++
 	}
 	g.queue = slices.Delete(g.queue, 0, done)
-	g.next = len(g.queue) + sweepEvery
+	g.next = len(g.queue) + g.every
 }

@@ -79,7 +79,7 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 		cfg.HasBundle = func(spiffeid.TrustDomain) bool { return false }
 	}
 	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
-	r.writer.r = r
+	r.writer.r, r.removed.every, r.removed.most = r, sweepEvery, maxGraves
 	revision, err := cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
 		for _, kv := range kvs {
 			r.put(nil, kv.Key, kv.Value, kv.Revision)

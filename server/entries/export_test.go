@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package entries
+
+// SetGraves sets how many removals are waited for between sweeps, and how many are remembered.
+func (r *Registry) SetGraves(every, most int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removed.every, r.removed.most = every, most
+}
+
+// Graves is how many removals are remembered.
+func (r *Registry) Graves() int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return len(r.removed.queue)
+}
