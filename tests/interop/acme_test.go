@@ -72,28 +72,16 @@ func TestACME(t *testing.T) {
 // startPebble returns the URL of its directory and what vouches for it.
 func startPebble(t *testing.T, program, dir string, tlsPort int) (string, *x509.CertPool) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	fatal(t, err)
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	fatal(t, err)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	fatal(t, err)
-	write := func(name string, data []byte) string {
-		path := filepath.Join(dir, name)
-		fatal(t, os.WriteFile(path, data, 0o600))
-		return path
-	}
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	certificate, key := loopback(t, dir)
 	address, management := freeAddress(t), freeAddress(t)
 	config, err := json.Marshal(map[string]any{"pebble": map[string]any{
 		"listenAddress": address, "managementListenAddress": management, "tlsPort": tlsPort, "httpPort": tlsPort,
-		"certificate": write("pebble.pem", certPEM), "privateKey": write("pebble.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})),
+		"certificate": certificate, "privateKey": key,
 		"profiles": map[string]any{"default": map[string]any{"description": "ninety days", "validityPeriod": 90 * 24 * 3600}},
 	}})
 	fatal(t, err)
 	log := &output{}
-	cmd := exec.CommandContext(t.Context(), program, "-config", write("pebble.json", config), "-dnsserver", serveDNS(t))
+	cmd := exec.CommandContext(t.Context(), program, "-config", write(t, filepath.Join(dir, "pebble.json"), string(config)), "-dnsserver", serveDNS(t))
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
 	cmd.Stdout, cmd.Stderr = log, log
 	fatal(t, cmd.Start())
@@ -112,9 +100,25 @@ func startPebble(t *testing.T, program, dir string, tlsPort int) (string, *x509.
 			t.Fatal("pebble does not start")
 		}
 	}
+	text, err := os.ReadFile(certificate)
+	fatal(t, err)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(certPEM)
+	roots.AppendCertsFromPEM(text)
 	return fmt.Sprintf("https://%s/dir", address), roots
+}
+
+// loopback makes a web server's certificate that vouches for itself, and its key.
+func loopback(t *testing.T, dir string) (certificate, key string) {
+	t.Helper()
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	fatal(t, err)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, signer.Public(), signer)
+	fatal(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(signer)
+	fatal(t, err)
+	return write(t, filepath.Join(dir, "web.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))),
+		write(t, filepath.Join(dir, "web.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})))
 }
 
 func freeAddress(t *testing.T) string {
