@@ -21,7 +21,10 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 
-const trustDomain = "example.org"
+const (
+	trustDomain = "example.org"
+	quota       = 40 << 20
+)
 
 // conf is a server's store in a folder of its own, at a free port.
 func conf(t *testing.T, name string) cluster.Config {
@@ -36,7 +39,7 @@ func conf(t *testing.T, name string) cluster.Config {
 
 func open(t *testing.T, c cluster.Config) *store.Store {
 	t.Helper()
-	cfg := store.Config{Dir: c.Dir}
+	cfg := store.Config{Dir: c.Dir, Quota: quota}
 	if c.Name != "" {
 		cfg.Cluster = &store.Cluster{Name: c.Name, Address: c.Address, TrustDomain: c.TrustDomain}
 	}
@@ -176,6 +179,39 @@ func TestLife(t *testing.T) {
 	if got := members(t, a); got != "a voter, b voter" {
 		t.Errorf("members: %s", got)
 	}
+}
+
+// TestRoom: both members shrink after deletes, the leader after it has handed over.
+func TestRoom(t *testing.T) {
+	a, b := conf(t, "a"), conf(t, "b")
+	if err := cluster.Init(a, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	atA := open(t, a)
+	atB := join(t, a, b)
+	var keys []string
+	var err error
+	for value := strings.Repeat("v", 256<<10); err == nil; {
+		key := fmt.Sprintf("e/%d", len(keys))
+		_, err = atA.Commit(t.Context(), store.Txn{Puts: []store.KV{{Key: key, Value: []byte(value)}}})
+		keys = append(keys, key)
+	}
+	if !errors.Is(err, store.ErrFull) {
+		t.Fatalf("after %d writes: %v", len(keys), err)
+	}
+	if _, err := atB.Commit(t.Context(), store.Txn{Deletes: keys}); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(40 * time.Second)
+	for _, s := range []*store.Store{atA, atB} {
+		for h := s.Health(); h.DatabaseBytes > quota/4 || h.Reason != ""; h = s.Health() {
+			if time.Now().After(deadline) {
+				t.Fatalf("it does not shrink: %+v", h)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	put(t, atA, "e/again", "x")
 }
 
 // TestStrangers: nothing is let in without the ticket, and nothing speaks to the peer port

@@ -31,8 +31,12 @@ func (s Spec) embedConfig(dir string, core zapcore.Core) (*embed.Config, error) 
 	c.EnableGRPCGateway = false
 	c.PreVote = true
 	c.StrictReconfigCheck = true
-	c.SnapshotCount = 10_000
-	c.SnapshotCatchUpEntries = 5_000
+	// One commit may hold hundreds of entries. What etcd keeps of the log, it keeps in memory,
+	// and reads again when it starts.
+	c.SnapshotCount, c.SnapshotCatchUpEntries = 1_000, 100
+	if s.Clustered() {
+		c.SnapshotCatchUpEntries = 1_000 // for a member that was away for a moment
+	}
 	c.BackendFreelistType = "map"
 	c.QuotaBackendBytes = s.QuotaBytes
 	c.MaxTxnOps = 2 * MaxOps

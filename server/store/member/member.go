@@ -121,6 +121,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		select {
 		case <-ready:
 			debug.SetGCPercent(50) // it started with a generous one
+			debug.FreeOSMemory()
 			ready = nil
 		case <-etcd.Server.StopNotify():
 			return errRemoved
