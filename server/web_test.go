@@ -3,6 +3,7 @@
 package server_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -104,11 +105,11 @@ func TestOIDC(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c.Domains = []string{"127.0.0.1"}
 			start(t, func(conf *server.Config) { conf.OIDC = &c })
-			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(_, addr string) (net.Conn, error) {
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 				if c.SocketPath != "" {
-					return net.Dial("unix", c.SocketPath)
+					network, addr = "unix", c.SocketPath
 				}
-				return net.Dial("tcp", addr)
+				return new(net.Dialer).DialContext(ctx, network, addr)
 			}}}
 			base := fmt.Sprintf("http://127.0.0.1:%d", c.BindPort)
 			resp, err := client.Get(base + "/.well-known/openid-configuration")
