@@ -186,8 +186,7 @@ func (s *Store) keepRoom(ctx context.Context, st *clientv3.StatusResponse) error
 		}
 	}
 	free := st.DbSize - st.DbSizeInUse
-	switch {
-	case free >= worthDefrag && free > st.DbSizeInUse || short && free > st.DbSize/8:
+	if free >= worthDefrag && free > st.DbSizeInUse || short && free > st.DbSize/8 {
 		if st, err = s.defragment(ctx, st, alarms); err != nil || st == nil {
 			return err
 		}
