@@ -154,9 +154,9 @@ func TestRotation(t *testing.T) {
 		t.Error("the bundle changed and nobody was told")
 	}
 	step(6*time.Hour, 2, 5, true)
-	step(1*time.Hour, 2, 5, false) // a sixth left: active
-	step(10*time.Hour, 3, 8, true) // the next one's half life
-	step(6*time.Hour, 3, 8, false) // and its activation
+	step(1*time.Hour, 2, 5, false)  // a sixth left: active
+	step(10*time.Hour, 3, 8, true)  // the next one's half life
+	step(6*time.Hour, 3, 8, false)  // and its activation
 	step(12*time.Hour, 4, 11, true) // another, while the first expired a day ago (hour 48)
 	step(30*time.Minute, 3, 12, true)
 	if b, _ := c.Bundle(); b.X509[0].Cert.Equal(first.X509[0].Cert) {
