@@ -16,7 +16,8 @@ import (
 
 // Attested records that an agent was admitted and holds the SVID with this serial (decimal) and
 // end. Selectors are replaced; the SVID before ends at once. A banned agent is refused, and a
-// suspended one unless an attestation lifts its suspension (Config.ReadmitByAttestation).
+// suspended one unless an attestation lifts its suspension (Config.ReadmitByAttestation). So is one whose
+// TPM has said something later since: another server may have judged the original of a copy at this moment.
 func (r *Registry) Attested(ctx context.Context, a Attestation, serial string, notAfter time.Time) (*Node, error) {
 	now := r.cfg.Now().UTC()
 	known := r.Get(a.ID) != nil
@@ -27,6 +28,9 @@ func (r *Registry) Attested(ctx context.Context, a Attestation, serial string, n
 		if err := r.admissible(n); err != nil {
 			return nil, err
 		}
+		if n.TPM != nil && a.TPM != nil && a.TPM.Quoted.Before(&n.TPM.Quoted) {
+			return nil, errOvertaken
+		}
 		if n.State != StateAdmitted {
 			n.enter(Standing{State: StateAdmitted, Since: now, By: ByAttestation})
 		}
@@ -36,6 +40,8 @@ func (r *Registry) Attested(ctx context.Context, a Attestation, serial string, n
 		return n, nil
 	})
 }
+
+var errOvertaken = errors.New("a later quote of this TPM was judged meanwhile; attest again")
 
 // attested notes what an attestation showed.
 func (n *Node) attested(a Attestation, now time.Time) {

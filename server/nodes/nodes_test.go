@@ -20,6 +20,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/store"
 	"github.com/assay-id/assay/server/storetest"
+	"github.com/assay-id/assay/tpm/verify"
 )
 
 func TestMain(m *testing.M) {
@@ -146,6 +147,25 @@ func TestLife(t *testing.T) {
 			t.Errorf("%s of nobody: %v", what, err)
 		}
 	}
+}
+
+// TestOvertaken: what a TPM said last is never replaced by what it, or a copy of it, said before, though
+// the server that judged that had not heard of the later quote.
+func TestOvertaken(t *testing.T) {
+	s, c := storetest.Open(t), newClock()
+	here, there := open(t, s, c), open(t, s, c)
+	end := c.now().Add(time.Hour)
+	of := func(clock uint64) Attestation {
+		return Attestation{ID: agent("one"), Type: "tpm", CanReattest: true, TPM: &TPMState{Quoted: verify.Quoted{ResetCount: 1, Clock: clock}}}
+	}
+	_, err := here.Attested(t.Context(), of(200), "1", end)
+	must(t, err)
+	if _, err = there.Attested(t.Context(), of(100), "2", end); !errors.Is(err, errOvertaken) {
+		t.Fatalf("an older quote: %v", err)
+	}
+	must(t, there.Authorize(t.Context(), agent("one"), "1", end))
+	_, err = there.Attested(t.Context(), of(300), "3", end)
+	must(t, err)
 }
 
 // TestManyRequestsActivate: the agent's first requests with its new SVID come at once, at two servers.
