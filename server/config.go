@@ -15,6 +15,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/server/attest"
+	"github.com/assay-id/assay/server/ca"
+	"github.com/assay-id/assay/server/keys"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/verify"
 )
@@ -37,6 +39,14 @@ type Config struct {
 	AgentTTL string `hcl:"agent_ttl,optional"`
 	// CATTL of an X.509 authority (default 24h). The next one takes over at 5/6 of it.
 	CATTL string `hcl:"ca_ttl,optional"`
+	// DefaultJWTSVIDTTL of workloads whose entry names none (default 5m).
+	DefaultJWTSVIDTTL string `hcl:"default_jwt_svid_ttl,optional"`
+	// JWTIssuer is the issuer in JWT-SVIDs, for example "https://oidc.example.org" (default: none).
+	JWTIssuer string `hcl:"jwt_issuer,optional"`
+	// CAKeyType of X.509 authorities, and JWTKeyType of those that sign tokens: ec-p256 (default),
+	// ec-p384, rsa-2048 or rsa-4096.
+	CAKeyType  string `hcl:"ca_key_type,optional"`
+	JWTKeyType string `hcl:"jwt_key_type,optional"`
 	// MaxReplicaAge is how long signing goes on while the store can not be reached (default 1h).
 	MaxReplicaAge string `hcl:"max_replica_age,optional"`
 	// AllowWithoutEvidence names attestor types, for example ["join_token"], whose agents may
@@ -47,6 +57,10 @@ type Config struct {
 
 	// CASubject names the X.509 authorities (default C=US, O=SPIFFE).
 	CASubject *SubjectConfig `hcl:"ca_subject,block"`
+	// KeyManager keeps the authorities' private keys (default "disk").
+	KeyManager *KeyManagerConfig `hcl:"key_manager,block"`
+	// UpstreamAuthority certifies the X.509 authorities (default: they are self-signed).
+	UpstreamAuthority *UpstreamConfig `hcl:"upstream_authority,block"`
 	// Store is needed for an etcd that is already there, or to change the disk floor.
 	Store *StoreConfig `hcl:"store,block"`
 	// Cluster makes the store one of several members.
@@ -97,6 +111,8 @@ type prepared struct {
 	web                              web
 	trustDomain                      spiffeid.TrustDomain
 	svidTTL, agentTTL, caTTL, maxAge time.Duration
+	jwtTTL                           time.Duration
+	upstream                         ca.Upstream // nil: self-signed
 	subject                          pkix.Name
 	level                            slog.Level
 	tpm                              *verify.Policy // nil without the block
@@ -133,7 +149,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC} {
+	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -156,10 +172,16 @@ func (c *Config) setDefaults() {
 	fallback(&c.DefaultX509SVIDTTL, "1h")
 	fallback(&c.AgentTTL, c.DefaultX509SVIDTTL)
 	fallback(&c.CATTL, "24h")
+	fallback(&c.DefaultJWTSVIDTTL, "5m")
+	fallback(&c.CAKeyType, string(keys.ECP256))
+	fallback(&c.JWTKeyType, string(keys.ECP256))
 	fallback(&c.MaxReplicaAge, "1h")
 	fallback(&c.LogLevel, "info")
 	if c.BindPort == 0 {
 		c.BindPort = 8081
+	}
+	if c.KeyManager == nil {
+		c.KeyManager = &KeyManagerConfig{Type: "disk"}
 	}
 	if c.Store == nil {
 		c.Store = &StoreConfig{}
@@ -172,7 +194,7 @@ func (p *prepared) readTimes() error {
 		to         *time.Duration
 	}{
 		{"default_x509_svid_ttl", p.DefaultX509SVIDTTL, &p.svidTTL}, {"agent_ttl", p.AgentTTL, &p.agentTTL},
-		{"ca_ttl", p.CATTL, &p.caTTL}, {"max_replica_age", p.MaxReplicaAge, &p.maxAge},
+		{"ca_ttl", p.CATTL, &p.caTTL}, {"default_jwt_svid_ttl", p.DefaultJWTSVIDTTL, &p.jwtTTL}, {"max_replica_age", p.MaxReplicaAge, &p.maxAge},
 	} {
 		d, err := time.ParseDuration(t.text)
 		if err != nil || d < time.Second {
@@ -181,7 +203,7 @@ func (p *prepared) readTimes() error {
 		*t.to = d
 	}
 	// An authority signs until a sixth of its life is left; a longer SVID would be cut short.
-	if longest := max(p.svidTTL, p.agentTTL); longest > p.caTTL/6 {
+	if longest := max(p.svidTTL, p.agentTTL, p.jwtTTL); longest > p.caTTL/6 {
 		return fmt.Errorf("ca_ttl %s is too short for SVIDs of %s: write at least %s, or shorten them", p.caTTL, longest, 6*longest)
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/federation"
+	"github.com/assay-id/assay/server/keys"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/store"
 )
@@ -40,6 +42,7 @@ type Server struct {
 	version string
 
 	store   *store.Store
+	keys    keys.Manager
 	ca      *ca.CA
 	entries *entries.Registry
 	// federation is nil until open has come to it, and then for good.
@@ -48,6 +51,7 @@ type Server struct {
 	devices    *nodes.Inventory
 	svid       *ownSVID
 	api        *api.Server
+	serving    atomic.Bool // api is there
 	// continuous asks nodes with a TPM again.
 	continuous *attest.Continuous
 }
@@ -128,14 +132,10 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	if err := s.store.Migrate(ctx, migrations); err != nil {
 		return closeAll, err
 	}
-	s.ca, err = ca.Open(ctx, ca.Config{
-		Dir: filepath.Join(c.DataDir, "ca"), TrustDomain: c.trustDomain, Store: s.store, TTL: c.caTTL,
-		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, Subject: c.subject, MaxAge: c.maxAge, Logger: s.log,
-	})
-	if err != nil {
+	if err := s.openCA(ctx); err != nil {
 		return closeAll, err
 	}
-	closers = append(closers, s.ca.Close)
+	closers = append(closers, s.closeCA)
 	s.entries, err = entries.Open(ctx, entries.Config{
 		Store: s.store, TrustDomain: c.trustDomain, Logger: s.log,
 		HasBundle: func(td spiffeid.TrustDomain) bool { return s.federation.HasBundle(td) },
@@ -168,6 +168,7 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
 		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
 	})
+	s.serving.Store(true)
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)
 		s.api.NodeChanged(agent)

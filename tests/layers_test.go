@@ -19,7 +19,7 @@ const module = "github.com/assay-id/assay/"
 var layers = [][]string{
 	{"selectors", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
-	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/federation", "server/oidc", "server/gate"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/federation", "server/oidc", "server/gate"},
 	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/wire"},
 	{"agent", "server"},
 }
@@ -28,6 +28,7 @@ var layers = [][]string{
 var allowed = map[string][]string{
 	"server/store":         {"server/store/member"},
 	"server/ca":            {"server/ca/bundle", "server/ca/mint"},
+	"server/ca/upstream":   {"server/ca/bundle", "server/ca/mint"},
 	"server/store/cluster": {"server/store/member"},
 	"proto/node":           {"proto/evidence"},
 	"proto/agentadmin":     {"proto/evidence"},

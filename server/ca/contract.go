@@ -16,10 +16,12 @@ type (
 	Kind          = bundle.Kind
 	X509Authority = bundle.X509Authority
 	KeyAuthority  = bundle.KeyAuthority
-	Request       = mint.Request
-	JWTRequest    = mint.JWTRequest
-	WITRequest    = mint.WITRequest
-	Token         = mint.Token
+	// UpstreamBundle is all that an upstream trusts.
+	UpstreamBundle = bundle.Trusted
+	Request        = mint.Request
+	JWTRequest     = mint.JWTRequest
+	WITRequest     = mint.WITRequest
+	Token          = mint.Token
 )
 
 // The kinds of authorities.

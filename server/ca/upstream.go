@@ -26,12 +26,6 @@ type Upstream interface {
 	Watch(ctx context.Context) <-chan UpstreamBundle
 }
 
-// UpstreamBundle is all that an upstream trusts.
-type UpstreamBundle struct {
-	X509 []X509Authority
-	JWT  []KeyAuthority
-}
-
 // publishAbove tells the upstream of a key before anybody below sees it.
 func (c *CA) publishAbove(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error) {
 	if c.cfg.Upstream == nil {

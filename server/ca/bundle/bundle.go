@@ -69,6 +69,12 @@ type KeyAuthority struct {
 	Tainted   bool
 }
 
+// Trusted is all that an upstream authority trusts.
+type Trusted struct {
+	X509 []X509Authority
+	JWT  []KeyAuthority
+}
+
 // Bundle is the trust bundle (SPIFFE Trust Domain and Bundle §4). Nobody changes one.
 type Bundle struct {
 	// X509 authorities in the order in which they were added; stable between changes.

@@ -87,15 +87,20 @@ func (s *Shape) authority(public crypto.PublicKey, now, notAfter time.Time) (*x5
 	}, nil
 }
 
-// Downstream signs the CA certificate of a nested server, for the same trust domain, and returns
-// its chain.
+// Downstream signs the CA certificate of a nested server and returns its chain.
 func (a *Authority) Downstream(s *Shape, public crypto.PublicKey, now time.Time, ttl time.Duration) ([]*x509.Certificate, error) {
+	subject := a.Chain[0].Subject
+	subject.OrganizationalUnit = []string{fmt.Sprintf("DOWNSTREAM-%d", len(a.Chain))}
+	return a.CA(s, subject, public, now, ttl)
+}
+
+// CA signs a CA certificate for the trust domain and returns its chain.
+func (a *Authority) CA(s *Shape, subject pkix.Name, public crypto.PublicKey, now time.Time, ttl time.Duration) ([]*x509.Certificate, error) {
 	template, err := s.authority(public, now, a.until(now.Add(ttl)))
 	if err != nil {
 		return nil, err
 	}
-	template.Subject = a.Chain[0].Subject
-	template.Subject.OrganizationalUnit = []string{fmt.Sprintf("DOWNSTREAM-%d", len(a.Chain))}
+	template.Subject = subject
 	template.AuthorityKeyId = a.Chain[0].SubjectKeyId
 	cert, err := create(template, a.Chain[0], public, a.Key)
 	if err != nil {

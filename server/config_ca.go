@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/assay-id/assay/server/ca"
+	"github.com/assay-id/assay/server/ca/upstream"
+	"github.com/assay-id/assay/server/keys"
+	"github.com/assay-id/assay/tpm/device"
+)
+
+// KeyManagerConfig is the block `key_manager "disk"`, `"memory"` or `"tpm"`.
+type KeyManagerConfig struct {
+	Type string `hcl:"type,label"`
+	// Path of the TPM (default /dev/tpmrm0).
+	Path string `hcl:"path,optional"`
+	// EndorsementPassword of the TPM's endorsement hierarchy, if it has one.
+	EndorsementPassword string `hcl:"endorsement_hierarchy_password,optional"`
+}
+
+// UpstreamConfig is the block `upstream_authority "disk"`.
+type UpstreamConfig struct {
+	Type string `hcl:"type,label"`
+	// CertFilePath and KeyFilePath are the upstream CA's, PEM; they are read for each authority.
+	CertFilePath string `hcl:"cert_file_path,optional"`
+	KeyFilePath  string `hcl:"key_file_path,optional"`
+	// BundleFilePath holds its roots; needed if it is not a root itself.
+	BundleFilePath string `hcl:"bundle_file_path,optional"`
+}
+
+func (p *prepared) readCA() error {
+	for name, t := range map[string]string{"ca_key_type": p.CAKeyType, "jwt_key_type": p.JWTKeyType} {
+		if !slices.Contains(keys.Types, keys.Type(t)) {
+			return fmt.Errorf("%s %q: write one of %q", name, t, keys.Types)
+		}
+	}
+	switch m := p.KeyManager; m.Type {
+	case "disk", "memory":
+		if m.Path != "" || m.EndorsementPassword != "" {
+			return fmt.Errorf("key_manager %q takes no settings: remove them", m.Type)
+		}
+	case "tpm":
+		if p.CAKeyType != string(keys.ECP256) || p.JWTKeyType != string(keys.ECP256) {
+			return fmt.Errorf("key_manager \"tpm\" makes keys of type %s only: remove ca_key_type and jwt_key_type", keys.ECP256)
+		}
+		if m.Path == "" {
+			m.Path = "/dev/tpmrm0"
+		}
+	default:
+		return fmt.Errorf("there is no key_manager %q: write \"disk\", \"memory\" or \"tpm\"", m.Type)
+	}
+	return p.readUpstream()
+}
+
+func (p *prepared) readUpstream() error {
+	u := p.UpstreamAuthority
+	if u == nil {
+		return nil
+	}
+	if u.Type != "disk" {
+		return fmt.Errorf("there is no upstream_authority %q: write \"disk\"", u.Type)
+	}
+	disk := &upstream.Disk{TrustDomain: p.trustDomain, CertPath: u.CertFilePath, KeyPath: u.KeyFilePath, BundlePath: u.BundleFilePath, Now: time.Now}
+	if err := disk.Check(); err != nil {
+		return fmt.Errorf("upstream_authority: %w", err)
+	}
+	p.upstream = disk
+	return nil
+}
+
+// chip is a TPM as the key manager needs it.
+type chip struct{ *device.Device }
+
+// Key implements keys.Chip.
+func (c chip) Key(unique [32]byte) (crypto.Signer, error) { return c.NewKey(unique) }
+
+// openKeys opens the key manager.
+func (p *prepared) openKeys(ctx context.Context, dir string) (keys.Manager, error) {
+	switch m := p.KeyManager; m.Type {
+	case "memory":
+		return &keys.Memory{}, nil
+	case "tpm":
+		d, err := device.Open(ctx, device.Config{Path: m.Path, EndorsementPassword: m.EndorsementPassword, Logs: &device.Logs{}})
+		if err != nil {
+			return nil, fmt.Errorf("key_manager: %w", err)
+		}
+		manager, err := keys.OpenTPM(dir, chip{d})
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		return manager, nil
+	}
+	return keys.OpenDisk(dir)
+}
+
+// openCA opens the key manager and the CA upon it.
+func (s *Server) openCA(ctx context.Context) (err error) {
+	c, dir := s.conf, filepath.Join(s.conf.DataDir, "ca")
+	if s.keys, err = c.openKeys(ctx, dir); err != nil {
+		return err
+	}
+	s.ca, err = ca.Open(ctx, ca.Config{
+		Dir: dir, Keys: s.keys, TrustDomain: c.trustDomain, Store: s.store, Upstream: c.upstream, TTL: c.caTTL,
+		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, JWTTTL: c.jwtTTL, JWTIssuer: c.JWTIssuer, Subject: c.subject,
+		X509KeyType: keys.Type(c.CAKeyType), JWTKeyType: keys.Type(c.JWTKeyType), WITKeyType: keys.Type(c.JWTKeyType),
+		MaxAge: c.maxAge, Acked: s.behind, Logger: s.log,
+	})
+	if err != nil {
+		return errors.Join(err, s.keys.Close())
+	}
+	return nil
+}
+
+func (s *Server) closeCA() {
+	s.ca.Close()
+	if err := s.keys.Close(); err != nil {
+		s.log.Warn("closing the key manager", "error", err)
+	}
+}
+
+// behind names the connected agents that have not yet shown that they use the bundle; none before
+// anybody can connect.
+func (s *Server) behind(sequence uint64) []string {
+	if !s.serving.Load() {
+		return nil
+	}
+	var names []string
+	for _, id := range s.api.Behind(sequence) {
+		names = append(names, id.String())
+	}
+	return names
+}
