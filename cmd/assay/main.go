@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/cmd/assay/authorities"
 	"github.com/assay-id/assay/cmd/assay/cli"
 	"github.com/assay-id/assay/cmd/assay/machines"
 )
@@ -44,6 +45,7 @@ func root() *cobra.Command {
 	c.Version = version
 	a := &app{shared}
 	c.AddCommand(machines.Commands(shared)...)
-	c.AddCommand(a.entry(), a.token(), a.bundle(), a.fetch(), a.watch(), a.explain(), a.server(), a.agent(), a.dev())
+	c.AddCommand(authorities.Commands(shared)...)
+	c.AddCommand(a.entry(), a.token(), a.fetch(), a.watch(), a.explain(), a.server(), a.healthcheck(), a.debug(), a.logger(), a.agent(), a.dev())
 	return c
 }

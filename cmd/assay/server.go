@@ -3,15 +3,17 @@
 package main
 
 import (
-	"encoding/pem"
+	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -43,22 +45,6 @@ func (a *app) token() *cobra.Command {
 	return cli.Group("token", "Join tokens for nodes without a TPM", c)
 }
 
-func (a *app) bundle() *cobra.Command {
-	return cli.Group("bundle", "The trust domain's authorities", &cobra.Command{Use: "show", Short: "Shows the bundle as PEM", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return a.OnServer(func(conn *grpc.ClientConn) error {
-			b, err := bundlev1.NewBundleClient(conn).GetBundle(c.Context(), &bundlev1.GetBundleRequest{})
-			if err != nil {
-				return err
-			}
-			return a.Show(b, func(w io.Writer) {
-				for _, x := range b.X509Authorities {
-					_ = pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: x.Asn1})
-				}
-			})
-		})
-	}})
-}
-
 func (a *app) server() *cobra.Command {
 	return cli.Group("server", "The server", &cobra.Command{Use: "status", Short: "Tells how the server is", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		return a.OnServer(func(conn *grpc.ClientConn) error {
@@ -71,11 +57,79 @@ func (a *app) server() *cobra.Command {
 				return err
 			}
 			return a.Show(info, func(w io.Writer) {
-				fmt.Fprintf(w, "health\t%s\nuptime\t%s\nnodes\t%d\nentries\t%d\n", h.Status, time.Duration(info.Uptime)*time.Second, info.AgentsCount, info.EntriesCount)
-				for _, s := range info.SvidChain {
-					fmt.Fprintf(w, "svid\t%s until %s\n", cli.IDText(s.Id), cli.TimeText(s.ExpiresAt))
-				}
+				fmt.Fprintf(w, "health\t%s\n", h.Status)
+				infoText(w, info)
 			})
 		})
 	}})
+}
+
+func (a *app) healthcheck() *cobra.Command {
+	return &cobra.Command{Use: "healthcheck", Short: "Tells by its exit status whether the server is healthy", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
+			h, err := healthv1.NewHealthClient(conn).Check(c.Context(), &healthv1.HealthCheckRequest{})
+			if err != nil {
+				return err
+			}
+			if h.Status != healthv1.HealthCheckResponse_SERVING {
+				return fmt.Errorf("the server is not healthy (%s): see its log and `assay server status`", h.Status)
+			}
+			return a.Show(h, func(w io.Writer) { fmt.Fprintln(w, "Server is healthy.") })
+		})
+	}}
+}
+
+func (a *app) debug() *cobra.Command {
+	return cli.Group("debug", "What the server says of itself", &cobra.Command{Use: "getinfo", Short: "Shows the server's uptime, counts and own SVID", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return a.OnServer(func(conn *grpc.ClientConn) error {
+			info, err := debugv1.NewDebugClient(conn).GetInfo(c.Context(), &debugv1.GetInfoRequest{})
+			if err != nil {
+				return err
+			}
+			return a.Show(info, func(w io.Writer) { infoText(w, info) })
+		})
+	}})
+}
+
+func infoText(w io.Writer, info *debugv1.GetInfoResponse) {
+	fmt.Fprintf(w, "uptime\t%s\nnodes\t%d\nentries\t%d\nfederated bundles\t%d\n", time.Duration(info.Uptime)*time.Second, info.AgentsCount, info.EntriesCount, info.FederatedBundlesCount)
+	for _, s := range info.SvidChain {
+		fmt.Fprintf(w, "svid\t%s until %s\n", cli.IDText(s.Id), cli.TimeText(s.ExpiresAt))
+	}
+}
+
+// logger is the level of the server's log while it runs.
+func (a *app) logger() *cobra.Command {
+	var level string
+	one := func(use, short string, call func(context.Context, loggerv1.LoggerClient) (*types.Logger, error)) *cobra.Command {
+		return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+			return a.OnServer(func(conn *grpc.ClientConn) error {
+				l, err := call(c.Context(), loggerv1.NewLoggerClient(conn))
+				if err != nil {
+					return err
+				}
+				return a.Show(l, func(w io.Writer) {
+					fmt.Fprintf(w, "level now\t%s\nlevel at start\t%s\n", strings.ToLower(l.CurrentLevel.String()), strings.ToLower(l.LaunchLevel.String()))
+				})
+			})
+		}}
+	}
+	set := one("set --level LEVEL", "Changes the level until the server ends", func(ctx context.Context, client loggerv1.LoggerClient) (*types.Logger, error) {
+		n, ok := types.LogLevel_value[strings.ToUpper(level)]
+		if !ok || n == 0 {
+			return nil, fmt.Errorf("--level %s: the levels are panic, fatal, error, warn, info, debug and trace", level)
+		}
+		return client.SetLogLevel(ctx, &loggerv1.SetLogLevelRequest{NewLevel: types.LogLevel(n)})
+	})
+	set.Flags().StringVar(&level, "level", "", "panic, fatal, error, warn, info, debug or trace")
+	if err := set.MarkFlagRequired("level"); err != nil {
+		panic(err)
+	}
+	return cli.Group("logger", "The server's log", set,
+		one("get", "Shows the level", func(ctx context.Context, client loggerv1.LoggerClient) (*types.Logger, error) {
+			return client.GetLogger(ctx, &loggerv1.GetLoggerRequest{})
+		}),
+		one("reset", "Sets the level that the server started with", func(ctx context.Context, client loggerv1.LoggerClient) (*types.Logger, error) {
+			return client.ResetLogLevel(ctx, &loggerv1.ResetLogLevelRequest{})
+		}))
 }
