@@ -40,22 +40,22 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 	if err != nil {
 		return wire.AttestError(err)
 	}
-	svid, err := s.enrol(ctx, verdict, csr)
+	chain, err := s.enrol(ctx, verdict, csr)
 	if err != nil {
 		return err
 	}
 	for _, c := range verdict.Checks {
 		s.cfg.Logger.Debug("node attestation check passed", "agent", verdict.ID, "check", c.Name, "detail", c.Detail)
 	}
-	s.cfg.Logger.Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", svid.SerialNumber)
+	s.cfg.Logger.Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", chain[0].SerialNumber)
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
-		Svid:         wire.SVID(verdict.ID, []*x509.Certificate{svid}),
+		Svid:         wire.SVID(verdict.ID, chain),
 		Reattestable: verdict.CanReattest,
 	}}})
 }
 
 // enrol signs the agent's SVID and records the node.
-func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509.CertificateRequest) (*x509.Certificate, error) {
+func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
 	if a.ID.TrustDomain() != s.cfg.TrustDomain || !nodes.IsAgentID(a.ID) {
 		return nil, status.Errorf(codes.Internal, "the attestor gave the agent the ID %q, which is not one of an agent", a.ID)
 	}
@@ -72,7 +72,7 @@ func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509
 	if _, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
 		return nil, wire.RefusedToAttest(err)
 	}
-	return chain[0], nil
+	return chain, nil
 }
 
 // challenger sends a challenge to the agent and waits for its answer.
