@@ -108,8 +108,11 @@ func (f *Feed) Next(ctx context.Context) (Delta, error) {
 // Close ends the feed.
 func (f *Feed) Close() { f.r.feeds.drop(f) }
 
-// diff compares what the agent is authorised for with what was sent.
+// diff compares what the agent is authorised for with what was sent. So many at a time do as can
+// run: when thousands have to, nobody else waits behind them.
 func (f *Feed) diff() Delta {
+	f.r.turns <- struct{}{}
+	defer func() { <-f.r.turns }()
 	node := f.node()
 	f.r.mu.RLock()
 	defer f.r.mu.RUnlock()

@@ -3,6 +3,7 @@
 package entries
 
 import (
+	"maps"
 	"slices"
 	"sync"
 
@@ -91,6 +92,7 @@ type wave struct {
 	s    *feeds
 	have *replica.Replica
 	seen map[uint32]bool // places that were climbed
+	wake []*Feed
 	left int
 }
 
@@ -103,7 +105,13 @@ func (s *feeds) wave(have *replica.Replica) *wave {
 	return &wave{s: s, have: have, seen: map[uint32]bool{}, left: patience}
 }
 
-func (w *wave) end() { w.s.mu.Unlock() }
+// end wakes them. Writers who wait for the replica are woken before.
+func (w *wave) end() {
+	for _, f := range w.wake {
+		f.wake()
+	}
+	w.s.mu.Unlock()
+}
 
 // reach wakes the feeds that may hold the record. It is called before a removal or change and
 // after a change or creation. A place that was climbed in this wave needs no second time: what
@@ -114,7 +122,7 @@ func (w *wave) reach(n replica.Number) {
 	}
 	w.have.Holders(n, w.seen, func(id spiffeid.ID) bool {
 		for f := range w.s.byAgent[id] {
-			f.wake()
+			w.wake = append(w.wake, f)
 		}
 		return w.spend(1)
 	}, func(set selectors.Set) bool {
@@ -133,7 +141,7 @@ func (w *wave) nodes(set selectors.Set) bool {
 	}
 	for f := range among {
 		if set.SubsetOf(f.filed) {
-			f.wake()
+			w.wake = append(w.wake, f)
 		}
 	}
 	return true
@@ -143,9 +151,7 @@ func (w *wave) spend(n int) bool {
 	if w.left -= n; w.left > 0 {
 		return true
 	}
-	for f := range w.s.all {
-		f.wake()
-	}
+	w.wake = slices.AppendSeq(w.wake[:0], maps.Keys(w.s.all))
 	return false
 }
 

@@ -8,7 +8,7 @@
 //
 //	e/<UUIDv7>          one entry (replica.Encode); keys ascend, so their order is the creation order
 //	i/<id>              the e/ key of an entry whose id its caller chose
-//	g/<sha256 parent>   guard of a parent: written with every create, update and delete below
+//	g/<hash of parent>  guard of a parent: written with every create, update and delete below
 //	                    it, and compared with the replica's revision. So what the replica says
 //	                    about a parent's entries is exact whenever a write succeeds, whichever
 //	                    server wrote before.
@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -68,6 +69,7 @@ type Registry struct {
 	moved    chan struct{} // closed and replaced when the revision rises
 	removed  graves
 	feeds    feeds
+	turns    chan struct{} // a feed's while it compares
 }
 
 // Open reads all entries and follows their changes until Close.
@@ -79,6 +81,7 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 		cfg.HasBundle = func(spiffeid.TrustDomain) bool { return false }
 	}
 	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
+	r.turns = make(chan struct{}, runtime.GOMAXPROCS(0))
 	r.writer.r, r.removed.every, r.removed.most = r, sweepEvery, maxGraves
 	revision, err := cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
 		for _, kv := range kvs {

@@ -5,7 +5,7 @@ package entries
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"time"
@@ -174,7 +174,9 @@ func stored(key replica.Key, e *selectors.Entry) store.KV {
 	return store.KV{Key: entryPrefix + key.String(), Value: replica.Encode(key, e)}
 }
 
+// guardKey is short, since each write stores it anew. Two parents with one guard only wait for
+// each other.
 func guardKey(parent spiffeid.ID) string {
 	sum := sha256.Sum256([]byte(parent.String()))
-	return guardPrefix + hex.EncodeToString(sum[:])
+	return guardPrefix + base64.RawURLEncoding.EncodeToString(sum[:16])
 }
