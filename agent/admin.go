@@ -5,7 +5,7 @@ package agent
 import (
 	"context"
 
-	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/hooks"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	evidencepb "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
@@ -32,7 +32,7 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		resp.AgentId, resp.SvidExpiresAt = id.String(), until.Unix()
 	}
 	if s.a.sensor == nil {
-		resp.Hooks = []*adminpb.Hook{{Name: "kernel sensor", State: string(bpf.HookUnavailable), Detail: s.a.blind.Error()}}
+		resp.Hooks = []*adminpb.Hook{{Name: "kernel sensor", State: string(hooks.Unavailable), Detail: s.a.blind.Error()}}
 		return resp, nil
 	}
 	resp.LostEvents, resp.Refused = s.a.sensor.Lost(), s.a.sensor.Refused()

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // What the kernel is to refuse for the agent: see gate.bpf.h and protect.bpf.h.
@@ -42,11 +41,11 @@ func checkCgroupPaths(paths []string) error {
 }
 
 // protects reports whether the protection's hooks are attached, all of them or none.
-func (s *Sensor) protects() bool { return s.links[protectSets[0][0]] != nil }
+func (s *Sensor) protects() bool { return s.kernel.On(protectSets[0][0]) }
 
 // defend tells the gate and the protection what the configuration wants of them.
 func (s *Sensor) defend() error {
-	if s.links["on_gate"] != nil {
+	if s.kernel.On("on_gate") {
 		if err := s.setGate(); err != nil {
 			return fmt.Errorf("setting the gate: %w", err)
 		}
@@ -62,7 +61,7 @@ func (s *Sensor) defend() error {
 // setGate writes the list first, for cgroups that are made from now on, then finds those that
 // are there.
 func (s *Sensor) setGate() error {
-	listed, admitted := s.maps["doors"], s.maps["admitted"]
+	listed, admitted := s.kernel.Maps["doors"], s.kernel.Maps["admitted"]
 	if err := errors.Join(empty[[cgroupPathSize]byte](listed), empty[uint64](admitted)); err != nil {
 		return err
 	}
@@ -72,16 +71,15 @@ func (s *Sensor) setGate() error {
 		if err := listed.Put(key, uint32(1)); err != nil {
 			return err
 		}
-		var st unix.Stat_t
-		err := unix.Stat(filepath.Join(s.cgroup.mount, p), &st)
+		id, err := s.cgroup.ID(p)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err == nil {
-			err = admitted.Put(st.Ino, uint32(1)) // a cgroup's id is its folder's inode
+			err = admitted.Put(id, uint32(1))
 		}
 		if err != nil {
-			return fmt.Errorf("cgroup %s: %w", p, err)
+			return err
 		}
 	}
 	return nil
@@ -106,11 +104,11 @@ func empty[K any](m *ebpf.Map) error {
 
 // listOwn lists the objects that nobody else may get hold of.
 func (s *Sensor) listOwn() error {
-	own := s.maps["own"]
+	own := s.kernel.Maps["own"]
 	if err := empty[uint64](own); err != nil {
 		return err
 	}
-	for name, m := range s.maps {
+	for name, m := range s.kernel.Maps {
 		info, err := m.Info()
 		if err != nil {
 			return fmt.Errorf("map %s: %w", name, err)
@@ -120,7 +118,7 @@ func (s *Sensor) listOwn() error {
 			return fmt.Errorf("map %s: %w", name, err)
 		}
 	}
-	for name, l := range s.links {
+	for name, l := range s.kernel.Links {
 		info, err := l.Info()
 		if err != nil {
 			return fmt.Errorf("link %s: %w", name, err)
@@ -148,7 +146,7 @@ func (s *Sensor) guard(root string) error {
 			return err
 		}
 		s.guarded = append(s.guarded, dir)
-		if err := s.maps["guarded"].Put(uint32(dir.Fd()), uint32(1)); err != nil {
+		if err := s.kernel.Maps["guarded"].Put(uint32(dir.Fd()), uint32(1)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		return nil

@@ -2,13 +2,7 @@
 
 package bpf
 
-import (
-	"errors"
-	"strings"
-	"syscall"
-
-	"github.com/cilium/ebpf"
-)
+import "errors"
 
 // Why Load failed; test with errors.Is. The error's text is one sentence for the operator.
 var (
@@ -35,28 +29,4 @@ func (p *problem) Unwrap() []error {
 		return []error{p.kind}
 	}
 	return []error{p.kind, p.cause}
-}
-
-// reason says in a few words why the kernel refused a program. The library's own text guesses
-// at MEMLOCK whenever it sees EPERM, so it is not shown.
-func reason(err error) string {
-	if err == nil {
-		return ""
-	}
-	var refused *ebpf.VerifierError
-	if errors.As(err, &refused) && len(refused.Log) > 0 {
-		for i := len(refused.Log) - 1; i >= 0; i-- {
-			if line := strings.TrimSpace(refused.Log[i]); line != "" && !strings.HasPrefix(line, "processed ") {
-				return "the verifier says: " + line
-			}
-		}
-	}
-	var errno syscall.Errno
-	switch {
-	case errors.As(err, &errno):
-		return "the kernel says: " + errno.Error()
-	case errors.Is(err, ebpf.ErrNotSupported):
-		return "this kernel does not know it"
-	}
-	return err.Error()
 }

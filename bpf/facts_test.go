@@ -340,7 +340,7 @@ func checkScript(t *testing.T, s *Sensor, pidfd int, path string) {
 	check(err)
 	defer f.Close()
 	token, wgen, err := s.FileState(int(f.Fd()))
-	if seen := s.links["on_file_open"] != nil; seen != (err == nil) || token != info.ScriptToken || wgen != info.ScriptWGen {
+	if seen := s.kernel.On("on_file_open"); seen != (err == nil) || token != info.ScriptToken || wgen != info.ScriptWGen {
 		t.Errorf("script's state %d/%d, %v; at the execve %d/%d", token, wgen, err, info.ScriptToken, info.ScriptWGen)
 	}
 }

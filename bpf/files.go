@@ -15,8 +15,8 @@ import (
 // as long as that is in the kernel's memory, and how often it has been opened for writing since it
 // got that. A digest of its content holds wherever both are the same. ErrNoRecord if the file has none, or this tier can not tell.
 func (s *Sensor) FileState(fd int) (token, wgen uint64, err error) {
-	m := s.maps[inodesMap]
-	if m == nil || s.links["on_file_open"] == nil {
+	m := s.kernel.Maps["inodes"]
+	if m == nil || !s.kernel.On("on_file_open") {
 		return 0, 0, record.ErrNoRecord
 	}
 	raw, err := m.LookupBytes(uint32(fd))
@@ -31,10 +31,10 @@ func (s *Sensor) FileState(fd int) (token, wgen uint64, err error) {
 
 // Code returns what the process that a pidfd names executes. It is no error if that is unknown.
 func (s *Sensor) Code(pidfd int) (record.Code, error) {
-	if s.links[codePrograms[0]] == nil {
+	if !s.kernel.On(codePrograms[0]) {
 		return record.Code{}, nil
 	}
-	raw, err := s.maps["code"].LookupBytes(uint32(pidfd))
+	raw, err := s.kernel.Maps["code"].LookupBytes(uint32(pidfd))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || (err == nil && raw == nil) {
 		return record.Code{}, nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
@@ -167,7 +168,7 @@ func TestKernelDigests(t *testing.T) {
 		return info.IMA
 	}
 	isOn := func() bool {
-		return slices.ContainsFunc(s.Hooks(), func(h Hook) bool { return h.Program == "on_ima" && h.State == HookOn })
+		return slices.ContainsFunc(s.Hooks(), func(h hooks.Hook) bool { return h.Program == "on_ima" && h.State == hooks.On })
 	}
 	on := isOn()
 	must := on && os.Getenv("ASSAY_GUEST") == "1" // Debian's kernels have IMA

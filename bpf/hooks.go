@@ -3,43 +3,21 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
-	"fmt"
-	"path/filepath"
+	"slices"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/selectors"
 )
-
-// HookState is whether a hook works.
-type HookState string
-
-// The states of a hook.
-const (
-	HookOn          HookState = "on"
-	HookOff         HookState = "off" // not needed, because a stronger one is on
-	HookUnavailable HookState = "unavailable"
-)
-
-// Hook is one place in the kernel where the sensor wants to run.
-type Hook struct {
-	// Name is the program's section, for example "tp_btf/sched_process_exec". Two programs may
-	// sit on one hook; Program tells them apart.
-	Name    string
-	Program string
-	State   HookState
-	// Detail says why a hook is not on.
-	Detail string
-}
 
 // Programs in the order in which they are attached; names are those in the C code.
 var (
 	lineagePrograms = []string{"on_fork", "on_exec"}
 	// Either serves, and without both an execve from a thread loses its lineage, visibly.
-	threadExecPrograms = []string{"on_prepare_exec", "on_creds_for_exec"}
+	threadExecSets = [][]string{{"on_prepare_exec"}, {"on_creds_for_exec"}}
 )
 
 const (
@@ -112,91 +90,8 @@ var codePrograms = []string{"on_new_code", "on_mmap", "on_mprotect", "on_fork_co
 // memoryProgram sees memory that is written by another process, and nothing else.
 const memoryProgram = "on_mmap_lock"
 
-func mapPin(dir, name string) string  { return filepath.Join(dir, "map_"+name) }
-func linkPin(dir, name string) string { return filepath.Join(dir, "link_"+name) }
-
-// loadProgram loads one program over the shared maps: a hook that this kernel lacks costs
-// that hook only.
-func (s *Sensor) loadProgram(name string) (*ebpf.Program, error) {
-	one := s.spec.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
-	c, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: s.maps})
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return c.DetachProgram(name), nil
-}
-
-// attach loads, attaches and pins a program and notes the outcome.
-func (s *Sensor) attach(name string) error {
-	err := s.tryAttach(name)
-	if err != nil {
-		s.note(name, HookUnavailable, reason(err))
-		return fmt.Errorf("attaching %s: %w", s.section(name), err)
-	}
-	s.note(name, HookOn, "")
-	return nil
-}
-
-func (s *Sensor) tryAttach(name string) error {
-	if name == memoryProgram {
-		if err := checkMemoryTracepoint(); err != nil {
-			return err
-		}
-	}
-	p, err := s.loadProgram(name)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	var l link.Link
-	switch spec := s.spec.Programs[name]; spec.Type {
-	case ebpf.Tracing:
-		l, err = link.AttachTracing(link.TracingOptions{Program: p})
-	case ebpf.LSM:
-		l, err = link.AttachLSM(link.LSMOptions{Program: p})
-	case ebpf.CGroupSockAddr:
-		l, err = link.AttachCgroup(link.CgroupOptions{Path: s.cgroup.mount, Attach: spec.AttachType, Program: p})
-	default:
-		err = fmt.Errorf("program type %v", spec.Type)
-	}
-	if err != nil {
-		return err
-	}
-	if err := l.Pin(linkPin(s.dir, name)); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	s.links[name] = l
-	return nil
-}
-
-func (s *Sensor) detach(names []string) error {
-	var errs []error
-	for _, name := range names {
-		if l := s.links[name]; l != nil {
-			errs = append(errs, l.Unpin(), l.Close())
-			delete(s.links, name)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (s *Sensor) attachAll(names []string) error {
-	for i, name := range names {
-		if err := s.attach(name); err != nil {
-			return errors.Join(err, s.detach(names[:i]))
-		}
-	}
-	return nil
-}
-
-// isLSM reports whether a program is of the kind that attaches but never runs where "bpf" is
-// not in the kernel's list of running LSMs.
-func (s *Sensor) isLSM(name string) bool { return s.spec.Programs[name].Type == ebpf.LSM }
-
 // lsmRuns reports whether LSM programs were seen to run.
-func (s *Sensor) lsmRuns() bool { return s.links[doors[0].programs[0]] != nil }
+func (s *Sensor) lsmRuns() bool { return s.kernel.On(doors[0].programs[0]) }
 
 // attachFeatures attaches what the kernel allows of the features, after the door is proven.
 func (s *Sensor) attachFeatures() {
@@ -213,18 +108,24 @@ func (s *Sensor) wants(f feature) bool {
 }
 
 func (s *Sensor) attachFeature(f feature) {
-	var tried []string
-	for _, set := range f.sets {
-		if (!s.isLSM(set[0]) || s.lsmRuns()) && s.attachAll(set) == nil {
-			return
-		}
-		tried = append(tried, set...)
+	if slices.ContainsFunc(f.sets, s.attachSet) {
+		return
 	}
-	why := s.firstRefusal(tried)
-	if why == "" {
-		why = "BPF LSM programs do not run on this kernel"
-	}
+	why := cmp.Or(s.kernel.Refusal(slices.Concat(f.sets...)...), "BPF LSM programs do not run on this kernel")
 	s.log.Warn("a kernel hook is unavailable: "+f.loss+" will go unseen", "because", why)
+}
+
+func (s *Sensor) attachSet(set []string) bool {
+	if s.kernel.IsLSM(set[0]) && !s.lsmRuns() {
+		return false
+	}
+	if set[0] == memoryProgram {
+		if err := checkMemoryTracepoint(); err != nil {
+			s.kernel.Note(hooks.Unavailable, err.Error(), memoryProgram)
+			return false
+		}
+	}
+	return s.kernel.Attach(set...) == nil
 }
 
 // checkMemoryTracepoint: older kernels pass other arguments.
@@ -247,26 +148,26 @@ func checkMemoryTracepoint() error {
 	return nil
 }
 
-func (s *Sensor) section(name string) string { return s.spec.Programs[name].SectionName }
-
-func (s *Sensor) note(name string, state HookState, detail string) {
-	for i := range s.hooks {
-		if s.hooks[i].Program == name {
-			s.hooks[i].State, s.hooks[i].Detail = state, detail
-			return
-		}
+// noteTheRest completes the notes with the hooks that are not attached.
+func (s *Sensor) noteTheRest(why string) {
+	var sets [][]string
+	for _, d := range doors {
+		sets = append(sets, d.programs)
 	}
-	s.hooks = append(s.hooks, Hook{s.section(name), name, state, detail})
+	s.kernel.NoteAlternatives(sets, why)
+	s.kernel.NoteAlternatives(threadExecSets, why)
+	for _, f := range features {
+		if s.wants(f) {
+			s.kernel.NoteAlternatives(f.sets, why)
+			continue
+		}
+		off := "not needed at tier " + s.tier.String()
+		if f.optIn != nil {
+			off = unwanted
+		}
+		s.kernel.NoteOthers(hooks.Off, off, slices.Concat(f.sets...)...)
+	}
 }
 
-// firstRefusal says which of some programs' hooks is unavailable, and why.
-func (s *Sensor) firstRefusal(names []string) string {
-	for _, name := range names {
-		for _, h := range s.hooks {
-			if h.Program == name && h.State == HookUnavailable {
-				return h.Name + ": " + h.Detail
-			}
-		}
-	}
-	return ""
-}
+// unwanted is why an optional hook is off.
+const unwanted = "not wanted by the configuration"

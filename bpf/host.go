@@ -3,13 +3,10 @@
 package bpf
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -85,96 +82,4 @@ func checkPinDir(dir string) error {
 		return &problem{kind: ErrNotBPFFS, cause: err, sentence: fmt.Sprintf(
 			"the pin directory %s is not on a BPF file system: run `mount -t bpf bpf %s`, or set another pin directory", dir, mount)}
 	}
-}
-
-// cgroupTree is a mount of the unified hierarchy.
-type cgroupTree struct {
-	mount string
-	dir   *os.File
-}
-
-// openCgroup opens the given mount point, or finds one.
-func openCgroup(mount string) (cgroupTree, error) {
-	if mount == "" {
-		raw, err := os.ReadFile("/proc/self/mountinfo")
-		if err != nil {
-			return cgroupTree{}, fmt.Errorf("looking for the cgroup v2 mount: %w", err)
-		}
-		if mount = findCgroup2(raw); mount == "" {
-			return cgroupTree{}, &problem{kind: ErrNoCgroup2, sentence: "no cgroup v2 hierarchy is mounted: run `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with systemd.unified_cgroup_hierarchy=1"}
-		}
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(mount, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		return cgroupTree{}, &problem{kind: ErrNoCgroup2, cause: err, sentence: fmt.Sprintf("%s is not a cgroup v2 mount: set the cgroup root to one, or leave it empty to search", mount)}
-	}
-	dir, err := os.Open(mount)
-	if err != nil {
-		return cgroupTree{}, fmt.Errorf("opening the cgroup v2 mount: %w", err)
-	}
-	return cgroupTree{filepath.Clean(mount), dir}, nil
-}
-
-// findCgroup2 reads mountinfo (proc_pid_mountinfo(5)) and returns the mount point of a
-// cgroup2 file system, one that shows the whole hierarchy if there is one, or "".
-func findCgroup2(mountinfo []byte) string {
-	var found string
-	for line := range bytes.Lines(mountinfo) {
-		front, back, ok := strings.Cut(string(line), " - ")
-		fields, types := strings.Fields(front), strings.Fields(back)
-		if !ok || len(fields) < 5 || len(types) < 1 || types[0] != "cgroup2" {
-			continue
-		}
-		if fields[3] == "/" {
-			return unescape(fields[4])
-		}
-		if found == "" {
-			found = unescape(fields[4])
-		}
-	}
-	return found
-}
-
-// unescape undoes the kernel's octal escapes (\040 is a blank).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-// fileidKernfs is FILEID_KERNFS of linux/exportfs.h: eight bytes, the kernfs node's id.
-const fileidKernfs = 0xfe
-
-// path returns where the cgroup is, relative to the hierarchy's root, with a leading slash.
-func (c cgroupTree) path(id uint64) (string, error) {
-	if c.dir == nil {
-		return "", ErrNoCgroup2
-	}
-	raw := binary.NativeEndian.AppendUint64(nil, id)
-	fd, err := unix.OpenByHandleAt(int(c.dir.Fd()), unix.NewFileHandle(fileidKernfs, raw), unix.O_PATH|unix.O_CLOEXEC)
-	if err != nil {
-		return "", fmt.Errorf("opening cgroup %d (it may be removed): %w", id, err)
-	}
-	defer unix.Close(fd)
-	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	if err != nil {
-		return "", fmt.Errorf("reading the path of cgroup %d: %w", id, err)
-	}
-	rest, ok := strings.CutPrefix(name, c.mount)
-	if !ok || strings.HasSuffix(name, " (deleted)") {
-		return "", fmt.Errorf("cgroup %d is at %q, which is not below %s", id, name, c.mount)
-	}
-	if rest == "" {
-		rest = "/"
-	}
-	return rest, nil
 }

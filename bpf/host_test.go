@@ -31,21 +31,3 @@ func TestLacking(t *testing.T) {
 		t.Errorf("lacking %v, want CAP_PERFMON", got)
 	}
 }
-
-func TestFindCgroup2(t *testing.T) {
-	const info = "25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
-		"26 25 0:23 /part /mnt/part rw shared:1 - cgroup2 none rw\n" +
-		"27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"
-	if got := findCgroup2([]byte(info)); got != "/mnt/a b" {
-		t.Errorf("found %q", got)
-	}
-}
-
-func FuzzFindCgroup2(f *testing.F) {
-	f.Add([]byte("27 25 0:23 / /mnt/a\\040b rw,nosuid shared:1 master:2 - cgroup2 none rw\n"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		if p := findCgroup2(raw); len(p) > len(raw) {
-			t.Errorf("found %q", p)
-		}
-	})
-}

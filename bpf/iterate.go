@@ -5,10 +5,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"io"
-
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
@@ -17,14 +13,9 @@ import (
 // seed gives every running process a record. A process can be born behind the iterator's
 // back of a parent that had no record yet, so it runs until it finds nobody new.
 func (s *Sensor) seed() error {
-	p, err := s.loadProgram(seedProgram)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
 	var before uint64
 	for range 8 {
-		if err := runIterator(p); err != nil {
+		if err := s.kernel.Iterate(seedProgram); err != nil {
 			return err
 		}
 		c, err := s.counters()
@@ -35,34 +26,6 @@ func (s *Sensor) seed() error {
 			return nil
 		}
 		before = c.Seeded
-	}
-	return nil
-}
-
-func runIterator(p *ebpf.Program) error {
-	it, err := link.AttachIter(link.IterOptions{Program: p})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
-	return err
-}
-
-// iterate loads a program that walks, and runs it once.
-func (s *Sensor) iterate(name string) error {
-	p, err := s.loadProgram(name)
-	if err != nil {
-		return errors.New(reason(err))
-	}
-	defer p.Close()
-	if err := runIterator(p); err != nil {
-		return errors.New(reason(err))
 	}
 	return nil
 }
@@ -81,13 +44,13 @@ func (s *Sensor) Holders(connFD int) (record.Holders, error) {
 	s.looking.Lock()
 	defer s.looking.Unlock()
 	q := held{File: b.OpenFile, Start: b.Task.Process.StartBoottime, TGID: b.Task.Process.TGID}
-	if err := s.maps["held"].Put(uint32(0), q); err != nil {
+	if err := s.kernel.Maps["held"].Put(uint32(0), q); err != nil {
 		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
 	}
-	if err := errors.Join(s.iterate(holdersProgram), s.iterate(ringsProgram)); err != nil {
+	if err := errors.Join(s.kernel.Iterate(holdersProgram), s.kernel.Iterate(ringsProgram)); err != nil {
 		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
 	}
-	if err := s.maps["held"].Lookup(uint32(0), &q); err != nil {
+	if err := s.kernel.Maps["held"].Lookup(uint32(0), &q); err != nil {
 		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
 	}
 	after, err := s.Binding(connFD)
@@ -105,13 +68,13 @@ func (s *Sensor) Holders(connFD int) (record.Holders, error) {
 func (s *Sensor) Now(key selectors.ProcessKey) (record.Now, error) {
 	s.looking.Lock()
 	defer s.looking.Unlock()
-	if err := s.maps["looked"].Put(uint32(0), looked{TGID: uint64(key.TGID)}); err != nil {
+	if err := s.kernel.Maps["looked"].Put(uint32(0), looked{TGID: uint64(key.TGID)}); err != nil {
 		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
 	}
-	if err := s.iterate(lookProgram); err != nil {
+	if err := s.kernel.Iterate(lookProgram); err != nil {
 		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
 	}
-	raw, err := s.maps["looked"].LookupBytes(uint32(0))
+	raw, err := s.kernel.Maps["looked"].LookupBytes(uint32(0))
 	if err != nil {
 		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
 	}

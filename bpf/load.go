@@ -12,11 +12,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/cilium/ebpf"
-	kernel "github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/cgroup"
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
@@ -66,11 +65,8 @@ type Sensor struct {
 	dir    string
 	lock   *os.File
 	bootID string
-	cgroup cgroupTree
-	spec   *ebpf.CollectionSpec
-	maps   map[string]*ebpf.Map
-	links  map[string]link.Link
-	hooks  []Hook
+	cgroup *cgroup.Tree
+	kernel *hooks.Object
 	tier   selectors.Tier
 	log    *slog.Logger
 	// watched says since when, and which tampering, the hooks never miss.
@@ -97,7 +93,7 @@ func Load(c Config) (*Sensor, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{},
+	s := &Sensor{config: c, dir: c.PinDir, log: c.Logger, names: slices.Clone(c.SocketNames),
 		buffers: sync.Pool{New: func() any { return new([record.BindingSize]byte) }}}
 	if err := s.load(c); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -111,31 +107,35 @@ func (s *Sensor) load(c Config) (err error) {
 		return fmt.Errorf("reading the boot id: %w", err)
 	}
 	s.bootID = strings.TrimSpace(string(boot))
-	if s.cgroup, err = openCgroup(c.CgroupRoot); err != nil {
-		return err
+	if s.cgroup, err = cgroup.Open(c.CgroupRoot); err != nil {
+		return &problem{kind: ErrNoCgroup2, cause: err, sentence: err.Error()}
 	}
-	if s.spec, err = loadSensor(); err != nil {
+	spec, err := loadSensor()
+	if err != nil {
 		return fmt.Errorf("reading the built-in sensor: %w", err)
 	}
+	s.kernel = hooks.New(spec, s.dir, s.cgroup.Mount)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making the pin directory: %w", err)
 	}
 	if s.lock, err = lockDir(s.dir); err != nil {
 		return err
 	}
-	why, err := s.takeOver()
-	if err == nil && why == "" {
-		s.log.Info("kernel sensor taken over from its pins", "tier", s.tier, "pins", s.dir)
-		if err := s.checkConfig(); err != nil {
-			return err
+	if pinned, err := hooks.Pinned(s.dir); err != nil {
+		return fmt.Errorf("looking for pins: %w", err)
+	} else if pinned {
+		why, err := s.takeOver()
+		if why == "" {
+			s.log.Info("kernel sensor taken over from its pins", "tier", s.tier, "pins", s.dir)
+			if err := s.checkConfig(); err != nil {
+				return err
+			}
+			return s.defend()
 		}
-		return s.defend()
-	}
-	if why != "none are pinned" {
 		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
 	}
 	if err := s.startAnew(); err != nil {
-		return errors.Join(err, s.release(), removePins(s.dir), os.Remove(s.dir))
+		return errors.Join(err, s.kernel.Close(), hooks.Remove(s.dir), os.Remove(s.dir))
 	}
 	s.log.Info("kernel sensor attached", "tier", s.tier, "pins", s.dir)
 	return nil
@@ -147,7 +147,7 @@ func (s *Sensor) checkConfig() error {
 	if s.tier >= least && s.config.Protect && !s.protects() {
 		return s.noLSM("protect the agent", slices.Concat(protectSets...), "set protect to false")
 	}
-	if s.tier >= least && wantGate(&s.config) && s.links["on_gate"] == nil {
+	if s.tier >= least && wantGate(&s.config) && !s.kernel.On("on_gate") {
 		return s.noLSM("refuse connects by cgroup", gatePrograms, "remove connect_from")
 	}
 	if s.tier >= least {
@@ -155,14 +155,14 @@ func (s *Sensor) checkConfig() error {
 	}
 	return &problem{kind: ErrTier, sentence: fmt.Sprintf(
 		"this kernel gives evidence of tier %s but the configuration demands %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or lower the minimum tier",
-		s.tier, least, s.firstRefusal(doors[0].programs))}
+		s.tier, least, s.kernel.Refusal(doors[0].programs...))}
 }
 
 // noLSM says why something that only BPF LSM programs can do is not done.
 func (s *Sensor) noLSM(what string, programs []string, orElse string) error {
 	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
 		"this kernel can not %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or %s",
-		what, cmp.Or(s.firstRefusal(programs), s.firstRefusal(doors[0].programs)), orElse)}
+		what, cmp.Or(s.kernel.Refusal(programs...), s.kernel.Refusal(doors[0].programs...)), orElse)}
 }
 
 // lockDir keeps other agents away from the pins while the file is open.
@@ -184,20 +184,21 @@ func lockDir(dir string) (*os.File, error) {
 // so that no process falls between them. The build is written last: pins without it are not
 // complete.
 func (s *Sensor) startAnew() error {
-	s.hooks = nil
-	if err := removePins(s.dir); err != nil {
+	if err := hooks.Remove(s.dir); err != nil {
 		return err
 	}
 	if err := s.makeMaps(); err != nil {
 		return err
 	}
-	if err := s.attachAll(lineagePrograms); err != nil {
-		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not record forks and execs (" + s.firstRefusal(lineagePrograms) +
+	if err := s.kernel.Attach(lineagePrograms...); err != nil {
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not record forks and execs (" + s.kernel.Refusal(lineagePrograms...) +
 			"): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_DEBUG_INFO_BTF"}
 	}
-	s.attachThreadExec()
+	if !slices.ContainsFunc(threadExecSets, s.attachSet) {
+		s.log.Warn("execve from a thread will lose its lineage", "because", s.kernel.Refusal(slices.Concat(threadExecSets...)...))
+	}
 	if err := s.seed(); err != nil {
-		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not list its processes to the sensor (" + s.section(seedProgram) + ": " + reason(err) + "): use a kernel ≥ 5.11"}
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not list its processes to the sensor (" + s.kernel.Section(seedProgram) + ": " + err.Error() + "): use a kernel ≥ 5.11"}
 	}
 	if err := s.chooseDoor(); err != nil {
 		return err
@@ -217,22 +218,10 @@ func (s *Sensor) startAnew() error {
 }
 
 func (s *Sensor) makeMaps() error {
-	only := s.spec.Copy()
-	only.Programs = nil
-	if kernel.HaveMapType(ebpf.InodeStorage) != nil { // costs the hooks that use it
-		for _, name := range inodeMaps {
-			delete(only.Maps, name)
-		}
+	if err := s.kernel.MakeMaps(); err != nil {
+		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not hold the sensor's maps (" + err.Error() + "): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL"}
 	}
-	c, err := ebpf.NewCollection(only)
-	if err != nil {
-		return &problem{kind: ErrKernel, cause: err, sentence: "this kernel can not hold the sensor's maps (" + reason(err) + "): use a kernel ≥ 5.11 with CONFIG_BPF_SYSCALL"}
-	}
-	defer c.Close()
-	for name := range only.Maps {
-		s.maps[name] = c.DetachMap(name)
-	}
-	if err := s.answer.open(s.maps["answer"].FD()); err != nil {
+	if err := s.answer.open(s.kernel.Maps["answer"].FD()); err != nil {
 		return err
 	}
 	var now unix.Timespec
@@ -240,30 +229,16 @@ func (s *Sensor) makeMaps() error {
 		return fmt.Errorf("reading the boot clock: %w", err)
 	}
 	ns := uint64(now.Nano())
-	if err := s.maps["state"].Put(uint32(0), [record.StateSize / 8]uint64{ns, ns / 1e6, 5: 1}); err != nil {
+	if err := s.kernel.Maps["state"].Put(uint32(0), [record.StateSize / 8]uint64{ns, ns / 1e6, 5: 1}); err != nil {
 		return fmt.Errorf("writing the sensor's state: %w", err)
 	}
-	for name, m := range s.maps {
-		if err := m.Pin(mapPin(s.dir, name)); err != nil {
-			return fmt.Errorf("pinning map %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-func (s *Sensor) attachThreadExec() {
-	for _, name := range threadExecPrograms {
-		if s.attach(name) == nil {
-			return
-		}
-	}
-	s.log.Warn("execve from a thread will lose its lineage", "because", s.firstRefusal(threadExecPrograms))
+	return s.kernel.PinMaps()
 }
 
 // chooseDoor takes the first door whose hooks attach and are seen to work.
 func (s *Sensor) chooseDoor() error {
 	for _, d := range doors {
-		if s.attachAll(d.programs) != nil {
+		if s.kernel.Attach(d.programs...) != nil {
 			continue
 		}
 		s.tier = d.tier
@@ -272,16 +247,14 @@ func (s *Sensor) chooseDoor() error {
 			return nil
 		}
 		s.tier = selectors.TierNone
-		if err := s.detach(d.programs); err != nil {
+		if err := s.kernel.Detach(d.programs...); err != nil {
 			return fmt.Errorf("detaching hooks that do not work: %w", err)
 		}
-		for _, name := range d.programs {
-			s.note(name, HookUnavailable, "attached, but did not work: "+err.Error())
-		}
+		s.kernel.Note(hooks.Unavailable, "attached, but did not work: "+err.Error(), d.programs...)
 	}
 	var refusals []string
 	for _, d := range doors {
-		refusals = append(refusals, s.firstRefusal(d.programs))
+		refusals = append(refusals, s.kernel.Refusal(d.programs...))
 	}
 	return &problem{kind: ErrKernel, sentence: fmt.Sprintf(
 		"this kernel can not tell who connects to a socket: boot with \"bpf\" in the lsm= parameter (CONFIG_BPF_LSM=y; running now: %s), or use a kernel ≥ 6.18 with CONFIG_CGROUP_BPF (%s)",
@@ -296,28 +269,17 @@ func runningLSMs() string {
 	return strings.TrimSpace(string(list))
 }
 
-// release closes all objects and leaves the pins.
-func (s *Sensor) release() error {
-	var errs []error
-	for name, l := range s.links {
-		errs = append(errs, l.Close())
-		delete(s.links, name)
-	}
-	for name, m := range s.maps {
-		errs = append(errs, m.Close())
-		delete(s.maps, name)
-	}
-	return errors.Join(errs...)
-}
-
 // Close releases the sensor. The hooks stay attached and go on recording; see Unpin.
 func (s *Sensor) Close() error {
-	errs := []error{s.release(), s.answer.close()}
+	errs := []error{s.answer.close()}
 	for _, f := range s.guarded {
 		errs = append(errs, f.Close())
 	}
-	if s.cgroup.dir != nil {
-		errs = append(errs, s.cgroup.dir.Close())
+	if s.kernel != nil {
+		errs = append(errs, s.kernel.Close())
+	}
+	if s.cgroup != nil {
+		errs = append(errs, s.cgroup.Close())
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
@@ -338,29 +300,11 @@ func Unpin(pinDir string) error {
 		return err
 	}
 	defer lock.Close()
-	if err := removePins(pinDir); err != nil {
+	if err := hooks.Remove(pinDir); err != nil {
 		return err
 	}
 	if err := os.Remove(pinDir); err != nil {
 		return fmt.Errorf("removing the pin directory: %w", err)
-	}
-	return nil
-}
-
-// removePins removes links before maps, so that no program runs over maps nobody can find.
-func removePins(dir string) error {
-	for _, prefix := range []string{"link_", "map_"} {
-		pins, err := os.ReadDir(dir)
-		if err != nil {
-			return fmt.Errorf("listing the pins: %w", err)
-		}
-		for _, pin := range pins {
-			if strings.HasPrefix(pin.Name(), prefix) {
-				if err := os.Remove(dir + "/" + pin.Name()); err != nil {
-					return fmt.Errorf("removing a pin: %w", err)
-				}
-			}
-		}
 	}
 	return nil
 }

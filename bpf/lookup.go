@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
@@ -28,11 +29,11 @@ func (s *Sensor) Tier() selectors.Tier { return s.tier }
 func (s *Sensor) BootID() string { return s.bootID }
 
 // Hooks returns every hook that the sensor knows and whether it works.
-func (s *Sensor) Hooks() []Hook { return append([]Hook(nil), s.hooks...) }
+func (s *Sensor) Hooks() []hooks.Hook { return s.kernel.Hooks() }
 
 // CgroupPath returns where a cgroup v2 is, relative to the root of the hierarchy, with a
 // leading slash. It fails when the cgroup has been removed.
-func (s *Sensor) CgroupPath(id uint64) (string, error) { return s.cgroup.path(id) }
+func (s *Sensor) CgroupPath(id uint64) (string, error) { return s.cgroup.Path(id) }
 
 // Watch makes connections to a Unix socket that will listen at path yield bindings. Call it
 // before listen(2), else early connections have none. At T2 only those yield one that name the
@@ -52,7 +53,7 @@ func (s *Sensor) watchSocket(fd int) error {
 	if s.tier != selectors.TierT1 {
 		return nil
 	}
-	if err := s.maps["listeners"].Put(uint32(fd), uint32(1)); err != nil {
+	if err := s.kernel.Maps["listeners"].Put(uint32(fd), uint32(1)); err != nil {
 		return fmt.Errorf("watching the listening socket: %w", err)
 	}
 	return nil
@@ -86,7 +87,7 @@ func (s *Sensor) lookUpBinding(connFD int) (record.Binding, error) {
 	raw := s.buffers.Get().(*[record.BindingSize]byte)
 	defer s.buffers.Put(raw)
 	key := uint32(connFD)
-	if err := s.maps["bindings"].Lookup(&key, raw); errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := s.kernel.Maps["bindings"].Lookup(&key, raw); errors.Is(err, ebpf.ErrKeyNotExist) {
 		return record.Binding{}, record.ErrNoBinding
 	} else if err != nil {
 		return record.Binding{}, fmt.Errorf("looking up the binding: %w", err)
@@ -174,7 +175,7 @@ func (s *Sensor) Exec(pidfd int, execID uint64) (record.ExecInfo, error) {
 func (s *Sensor) stable(name string, pidfd int) ([]byte, error) {
 	var last []byte
 	for range 100 {
-		raw, err := s.maps[name].LookupBytes(uint32(pidfd))
+		raw, err := s.kernel.Maps[name].LookupBytes(uint32(pidfd))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || (err == nil && raw == nil) {
 			return nil, record.ErrNoRecord
 		}
@@ -210,7 +211,7 @@ func (s *Sensor) self() (selectors.ProcessKey, error) {
 }
 
 func (s *Sensor) counters() (record.State, error) {
-	raw, err := s.maps["state"].LookupBytes(uint32(0))
+	raw, err := s.kernel.Maps["state"].LookupBytes(uint32(0))
 	if err != nil {
 		return record.State{}, fmt.Errorf("reading the sensor's state: %w", err)
 	}
@@ -246,7 +247,7 @@ const eventInterval = 100 * time.Millisecond
 // the agent, in order, until ctx ends; it returns ctx's error. What happens to a process that
 // connected comes at once, the rest within eventInterval.
 func (s *Sensor) Events(ctx context.Context, handle func(record.Event)) error {
-	r, err := ringbuf.NewReader(s.maps["events"])
+	r, err := ringbuf.NewReader(s.kernel.Maps["events"])
 	if err != nil {
 		return fmt.Errorf("opening the events: %w", err)
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/assay-id/assay/bpf/hooks"
 )
 
 var update = flag.Bool("update", false, "write programs.txt anew")
@@ -28,15 +30,12 @@ func sizes(t *testing.T) map[string]size {
 	t.Helper()
 	spec, err := loadSensor()
 	check(err)
-	all := spec.Copy()
-	all.Programs = nil
-	maps, err := ebpf.NewCollection(all)
-	needKernel(t, err)
-	defer maps.Close()
-	s := &Sensor{spec: spec, maps: maps.Maps}
+	kernel := hooks.New(spec, "", "")
+	needKernel(t, kernel.MakeMaps())
+	defer kernel.Close()
 	out := map[string]size{}
 	for name := range spec.Programs {
-		p, err := s.loadProgram(name)
+		p, err := kernel.Load(name)
 		if err != nil {
 			continue // refused here
 		}
@@ -124,7 +123,7 @@ func BenchmarkPrograms(b *testing.B) {
 	check(err)
 	defer stats.Close()
 	programs := map[string]*ebpf.Program{}
-	for name, l := range s.links {
+	for name, l := range s.kernel.Links {
 		info, err := l.Info()
 		check(err)
 		if programs[name], err = ebpf.NewProgramFromID(info.Program); err != nil {

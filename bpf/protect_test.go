@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/cgroup"
 	"github.com/assay-id/assay/bpf/record"
 )
 
@@ -105,7 +106,7 @@ type intrusion struct {
 func intrusions(p *program, mount, pins, data, elsewhere string, mapID ebpf.MapID, programID ebpf.ProgramID, linkID link.ID) map[string]intrusion {
 	const debug, signal, file, umount, aMap, aProgram, aLink = 1, 2, 3, 4, 5, 6, 7
 	pid, buf := p.Process.Pid, make([]byte, 8)
-	pin, secret := linkPin(pins, "on_exec"), filepath.Join(data, "secret")
+	pin, secret := filepath.Join(pins, "link_on_exec"), filepath.Join(data, "secret")
 	open := func(path string, flags int) func() error {
 		return func() error {
 			f, err := os.OpenFile(path, flags, 0o600)
@@ -128,10 +129,10 @@ func intrusions(p *program, mount, pins, data, elsewhere string, mapID ebpf.MapI
 
 		"unlink a pin":      {file, func() error { return unix.Unlink(pin) }},
 		"rename a pin":      {file, func() error { return unix.Rename(pin, filepath.Join(mount, "elsewhere")) }},
-		"rename over a pin": {file, func() error { return unix.Rename(linkPin(pins, "on_fork"), pin) }},
+		"rename over a pin": {file, func() error { return unix.Rename(filepath.Join(pins, "link_on_fork"), pin) }},
 		"rename the pins":   {file, func() error { return unix.Rename(pins, filepath.Join(mount, "elsewhere")) }},
 		"umount the pins":   {umount, func() error { return unix.Unmount(mount, unix.MNT_DETACH) }},
-		"read a pin":        {file, open(mapPin(pins, "state"), os.O_RDONLY)},
+		"read a pin":        {file, open(filepath.Join(pins, "map_state"), os.O_RDONLY)},
 
 		"read a file":       {file, open(secret, os.O_RDONLY)},
 		"write a file":      {file, open(secret, os.O_WRONLY)},
@@ -150,7 +151,7 @@ func intrusions(p *program, mount, pins, data, elsewhere string, mapID ebpf.MapI
 		"map by id":     {aMap, func() error { m, err := ebpf.NewMapFromID(mapID); return errors.Join(err, m.Close()) }},
 		"program by id": {aProgram, func() error { p, err := ebpf.NewProgramFromID(programID); return errors.Join(err, p.Close()) }},
 		"link by id":    {aLink, func() error { _, err := link.NewFromID(linkID); return err }},
-		"map by pin":    {file, func() error { _, err := ebpf.LoadPinnedMap(mapPin(pins, "tasks"), nil); return err }},
+		"map by pin":    {file, func() error { _, err := ebpf.LoadPinnedMap(filepath.Join(pins, "map_tasks"), nil); return err }},
 		"link by pin":   {file, func() error { _, err := link.LoadPinnedLink(pin, nil); return err }},
 	}
 }
@@ -192,11 +193,11 @@ func TestGate(t *testing.T) {
 		}
 		return
 	}
-	tree, err := openCgroup("")
+	tree, err := cgroup.Open("")
 	check(err)
-	defer tree.dir.Close()
+	defer tree.Close()
 	cgroup := func(path string) *os.File {
-		dir := filepath.Join(tree.mount, path)
+		dir := filepath.Join(tree.Mount, path)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			t.Fatal(err)
 		}
@@ -234,17 +235,17 @@ func TestGate(t *testing.T) {
 			}
 		}
 		for _, path := range []string{"-b/inner/below", "-b/inner", "/below/deep", "/below", ""} { // made anew by the next round
-			check(os.Remove(filepath.Join(tree.mount, top+path)))
+			check(os.Remove(filepath.Join(tree.Mount, top+path)))
 		}
 	}
 	if n := s.Refused(); n != refused {
 		t.Errorf("%d refusals are counted, want %d", n, refused)
 	}
-	if got, err := s.maps["admitted"].LookupBytes(uint64(0)); err != nil || got != nil {
+	if got, err := s.kernel.Maps["admitted"].LookupBytes(uint64(0)); err != nil || got != nil {
 		t.Error(got, err)
 	}
 	var key uint64
-	if err := s.maps["admitted"].NextKey(nil, &key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := s.kernel.Maps["admitted"].NextKey(nil, &key); !errors.Is(err, ebpf.ErrKeyNotExist) {
 		t.Errorf("a removed cgroup is still admitted: %d, %v", key, err)
 	}
 }

@@ -22,7 +22,7 @@ func (s *Sensor) prove() error {
 		return fmt.Errorf("finding the agent's own record: %w", err)
 	}
 	var set settings
-	if err := s.maps["settings"].Lookup(uint32(0), &set); err != nil {
+	if err := s.kernel.Maps["settings"].Lookup(uint32(0), &set); err != nil {
 		return fmt.Errorf("reading the sensor's settings: %w", err)
 	}
 	names := s.names

@@ -60,10 +60,10 @@ func playRole(role string) {
 	case "protected":
 		s, err := Load(Config{PinDir: os.Getenv("ASSAY_PINS"), DataDir: os.Getenv("ASSAY_DATA"), Protect: true, Logger: slog.New(slog.DiscardHandler)})
 		check(err)
-		m, err := s.maps["tasks"].Info()
+		m, err := s.kernel.Maps["tasks"].Info()
 		check(err)
 		id, _ := m.ID()
-		l, err := s.links["on_exec"].Info()
+		l, err := s.kernel.Links["on_exec"].Info()
 		check(err)
 		fmt.Println(id, l.Program, l.ID)
 		_ = s.Events(context.Background(), func(e record.Event) {

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
@@ -193,7 +194,7 @@ func testExecInPlace(t *testing.T, s *Sensor, role string) {
 	task := mustTask(t, s, p.pidfd)
 	if task.Flags.Has(record.LineageUnknown) {
 		for _, h := range s.Hooks() {
-			if role == "thread-exec" && h.Program == "on_creds_for_exec" && h.State == HookUnavailable {
+			if role == "thread-exec" && h.Program == "on_creds_for_exec" && h.State == hooks.Unavailable {
 				return // no hook for it here, and the record says so
 			}
 		}
@@ -286,7 +287,7 @@ func testGone(t *testing.T, s *Sensor) {
 }
 
 func testCgroup(t *testing.T, s *Sensor) {
-	dir := filepath.Join(s.cgroup.mount, fmt.Sprintf("assay-test-%d", os.Getpid()))
+	dir := filepath.Join(s.cgroup.Mount, fmt.Sprintf("assay-test-%d", os.Getpid()))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

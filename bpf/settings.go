@@ -92,7 +92,7 @@ func (s *Sensor) noteWatched() error {
 	}
 	s.host = c.Host
 	for i, set := range features[0].sets {
-		if s.links[set[0]] == nil {
+		if !s.kernel.On(set[0]) {
 			continue
 		}
 		s.watched = watched{c.NextExecID, record.AllTampering}
@@ -119,7 +119,7 @@ func (s *Sensor) writeSettings(build uint64) error {
 		}
 		set.Protected, set.PinDev = me.ExecID, kernelDevice(st.Dev)
 	}
-	if err := s.maps["settings"].Put(uint32(0), set); err != nil {
+	if err := s.kernel.Maps["settings"].Put(uint32(0), set); err != nil {
 		return fmt.Errorf("writing the sensor's settings: %w", err)
 	}
 	return nil

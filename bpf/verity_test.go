@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -34,7 +35,7 @@ func testVerity(t *testing.T, s *Sensor, image string) {
 	defer p.stop()
 	p.word(t)
 	info := mustExec(t, s, p.pidfd)
-	on := slices.ContainsFunc(s.Hooks(), func(h Hook) bool { return h.Program == "on_verity" && h.State == HookOn })
+	on := slices.ContainsFunc(s.Hooks(), func(h hooks.Hook) bool { return h.Program == "on_verity" && h.State == hooks.On })
 	if want := verityDigest(raw); on && (info.Verity == nil || *info.Verity != want) || !on && info.Verity != nil {
 		t.Errorf("fs-verity digest %v, want %v (hook on: %v)", info.Verity, want, on)
 	}

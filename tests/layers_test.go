@@ -18,7 +18,7 @@ const module = "github.com/assay-id/assay/"
 // layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
 var layers = [][]string{
 	{"selectors", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
-	{"bpf", "bpf/record", "agent/process", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
+	{"bpf", "bpf/hooks", "bpf/cgroup", "bpf/record", "agent/process", "agent/trust", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/federation", "server/oidc", "server/gate"},
 	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/wire"},
 	{"agent", "server"},
@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"server/store/cluster": {"server/store/member"},
 	"proto/node":           {"proto/evidence"},
 	"proto/agentadmin":     {"proto/evidence"},
-	"bpf":                  {"bpf/record"},
+	"bpf":                  {"bpf/hooks", "bpf/cgroup", "bpf/record"},
 	"server/api":           {"server/api/wire"},
 	// What a TPM and its logs are read with, and what their digests are.
 	"tpm":            {"tpm/octets"},

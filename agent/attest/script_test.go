@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -207,7 +208,7 @@ func TestScripts(t *testing.T) {
 	a, sensor := attestor(t)
 	seen := false
 	for _, h := range sensor.Hooks() {
-		seen = seen || h.Name == "lsm/file_open" && h.State == bpf.HookOn
+		seen = seen || h.Name == "lsm/file_open" && h.State == hooks.On
 	}
 	t.Logf("tier %s, writes are seen: %v", sensor.Tier(), seen)
 	self, err := os.Executable()

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/bpf/hooks"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
 )
@@ -94,7 +95,7 @@ func (a *agent) gate() bool {
 	}
 	for _, h := range a.Hooks() {
 		if h.Name == "lsm/socket_sendmsg" {
-			return h.State == bpf.HookOn
+			return h.State == hooks.On
 		}
 	}
 	return false
@@ -239,7 +240,7 @@ func testInherit(t *testing.T, a *agent) {
 func testSplice(t *testing.T, a *agent) {
 	if a.Tier() == selectors.TierT1 {
 		for _, h := range a.Hooks() {
-			if h.Name == "fentry/unix_stream_splice_read" && h.State != bpf.HookOn {
+			if h.Name == "fentry/unix_stream_splice_read" && h.State != hooks.On {
 				needKernel(t, fmt.Errorf("%w: %s: %s", bpf.ErrKernel, h.Name, h.Detail))
 			}
 		}
