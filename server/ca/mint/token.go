@@ -28,9 +28,18 @@ const (
 
 // Tokens signs tokens of one type with one key. It is safe for concurrent use.
 type Tokens struct {
-	id       string
-	notAfter time.Time
-	signer   jose.Signer
+	id        string
+	notAfter  time.Time
+	algorithm jose.SignatureAlgorithm
+	header    string // encoded, with the dot
+	signer    jose.OpaqueSigner
+}
+
+// header of a token; there are no others (SPIFFE JWT-SVID §2, WIT-SVID §2.4).
+type header struct {
+	Algorithm jose.SignatureAlgorithm `json:"alg"`
+	KeyID     string                  `json:"kid"`
+	Type      string                  `json:"typ"`
 }
 
 // NewTokens makes the signer; id is the key's `kid`, and no token outlives notAfter.
@@ -39,12 +48,11 @@ func NewTokens(typ, id string, key crypto.Signer, notAfter time.Time) (*Tokens, 
 	if err != nil {
 		return nil, err
 	}
-	signing := jose.SigningKey{Algorithm: algorithm, Key: jose.JSONWebKey{Key: cryptosigner.Opaque(key), KeyID: id}}
-	signer, err := jose.NewSigner(signing, (&jose.SignerOptions{}).WithType(jose.ContentType(typ)))
+	encoded, err := json.Marshal(header{algorithm, id, typ})
 	if err != nil {
-		return nil, fmt.Errorf("open signing key %s: %w", id, err)
+		return nil, fmt.Errorf("encode the header of signing key %s: %w", id, err)
 	}
-	return &Tokens{id, notAfter, signer}, nil
+	return &Tokens{id, notAfter, algorithm, base64.RawURLEncoding.EncodeToString(encoded) + ".", cryptosigner.Opaque(key)}, nil
 }
 
 // NewKeyID returns a `kid` of 32 letters and digits, with 160 bits drawn at random.
@@ -135,13 +143,12 @@ func (t *Tokens) sign(with claims, id spiffeid.ID, ttl time.Duration, jti bool, 
 	if err != nil {
 		return Token{}, fmt.Errorf("encode the token of %s: %w", id, err)
 	}
-	signed, err := t.signer.Sign(payload)
+	signed := t.header + base64.RawURLEncoding.EncodeToString(payload)
+	signature, err := t.signer.SignPayload([]byte(signed), t.algorithm)
 	if err != nil {
 		return Token{}, fmt.Errorf("sign the token of %s: %w", id, err)
 	}
-	if out.Token, err = signed.CompactSerialize(); err != nil {
-		return Token{}, fmt.Errorf("encode the token of %s: %w", id, err)
-	}
+	out.Token = signed + "." + base64.RawURLEncoding.EncodeToString(signature)
 	return out, nil
 }
 
