@@ -52,6 +52,9 @@ type Config struct {
 	// AllowWithoutEvidence names attestor types, for example ["join_token"], whose agents may
 	// have workload SVIDs signed without evidence, as SPIRE's agents do. Default: none.
 	AllowWithoutEvidence []string `hcl:"allow_without_evidence,optional"`
+	// ForeignSelectors are types of selectors, for example ["acme"], which entries may demand though they are
+	// neither ours nor SPIRE's; their values are not looked at. Default: none.
+	ForeignSelectors []string `hcl:"foreign_selectors,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 

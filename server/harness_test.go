@@ -110,7 +110,7 @@ func start(t *testing.T, change func(*server.Config)) *env {
 	conf := server.Config{
 		TrustDomain: "example.org", BindAddress: "127.0.0.1", BindPort: freePort(t),
 		SocketPath: filepath.Join(dir, "run", "admin.sock"), DataDir: filepath.Join(dir, "data"),
-		JoinToken: &server.JoinTokenConfig{}, AllowWithoutEvidence: []string{"join_token"},
+		JoinToken: &server.JoinTokenConfig{}, AllowWithoutEvidence: []string{"join_token"}, ForeignSelectors: []string{"s"},
 	}
 	if change != nil {
 		change(&conf)

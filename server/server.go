@@ -138,7 +138,7 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	closers = append(closers, s.closeCA)
 	s.entries, err = entries.Open(ctx, entries.Config{
 		Store: s.store, TrustDomain: c.trustDomain, Logger: s.log,
-		HasBundle: func(td spiffeid.TrustDomain) bool { return s.federation.HasBundle(td) },
+		HasBundle: func(td spiffeid.TrustDomain) bool { return s.federation.HasBundle(td) }, ForeignSelectors: c.ForeignSelectors,
 	})
 	if err != nil {
 		return closeAll, err

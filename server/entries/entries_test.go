@@ -41,9 +41,12 @@ func entry(parent, path string, sels ...string) *selectors.Entry {
 	return e
 }
 
+// foreign are the types of selectors that these tests make up.
+var foreign = []string{"a", "b", "s", "x"}
+
 func open(t *testing.T, s entries.Store) *entries.Registry {
 	t.Helper()
-	r, err := entries.Open(t.Context(), entries.Config{Store: s, TrustDomain: td, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	r, err := entries.Open(t.Context(), entries.Config{Store: s, TrustDomain: td, ForeignSelectors: foreign, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,9 +91,12 @@ func TestCreateRules(t *testing.T) {
 		{"selector twice", entry("/agent", "/x", "a:1", "a:1"), entries.ErrDuplicate, ""},
 		{"DNS name twice", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"x", "x"} }), entries.ErrDuplicate, ""},
 		{"unknown bundle", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.FederatesWith = []string{"other.org"} }), entries.ErrNoBundle, ""},
+		{"selector of no type", entry("/agent", "/x", "unx:uid:1"), nil, `did you mean "unix"?; if an attestor of yours has it, add it to foreign_selectors`},
+		{"selector of no key", entry("/agent", "/x", "a:1", "unix:sha265:00"), nil, `did you mean "unix:sha256:<digest>"?`},
+		{"digest cut short", entry("/agent", "/x", "unix:sha256:00"), nil, "64 lower-case hexadecimal digits"},
 		{"reserved", entry("/agent", "/spire/x", "a:1"), nil, "invalid spiffe ID"},
 		{"no selector", entry("/agent", "/x"), nil, "selector list is empty"},
-		{"only hints", entry("/agent", "/x", "hint:argument-file:sha256:1", "hint:argument-file:sha256:2"), nil, "add what the kernel proves"},
+		{"only hints", entry("/agent", "/x", "hint:argument-file:sha256:"+strings.Repeat("1", 64), "hint:argument-file:sha256:"+strings.Repeat("2", 64)), nil, "add what the kernel proves"},
 		{"DNS", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"a.*.b"} }), nil, "invalid DNS name"},
 		{"DNS dot", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"a.b."} }), nil, "invalid DNS name"},
 		{"id", with(entry("/agent", "/x", "a:1"), func(e *selectors.Entry) { e.ID = "a/b" }), nil, "entry ID contains"},
@@ -113,10 +119,11 @@ func TestCreateRules(t *testing.T) {
 		t.Errorf("%d entries after refusals, want 2", n)
 	}
 	// A hint beside evidence is welcome.
-	if res := r.Create(t.Context(), []*selectors.Entry{entry("/agent", "/hinted", "hint:argument-file:sha256:1", "unix:uid:1")})[0]; res.Err != nil {
+	if res := r.Create(t.Context(), []*selectors.Entry{entry("/agent", "/hinted", "hint:argument-file:sha256:"+strings.Repeat("1", 64), "unix:uid:1")})[0]; res.Err != nil {
 		t.Error(res.Err)
 	}
 	// A wildcard and similar entries in one batch.
+	create(t, r, entry("/spire-controller-manager/unsupported-fields-test", "/spire-controller-manager/unsupported-fields-test", "nobody:1"))
 	wild := with(entry("/agent", "/wild", "a:1"), func(e *selectors.Entry) { e.DNSNames = []string{"*.example.org"} })
 	res := r.Create(t.Context(), []*selectors.Entry{wild, wild})
 	if res[0].Err != nil || !errors.Is(res[1].Err, entries.ErrSimilar) || res[1].Entry.ID != res[0].Entry.ID {

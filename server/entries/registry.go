@@ -52,8 +52,11 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	// HasBundle reports whether the bundle of a federated trust domain is known; nil: none is.
 	HasBundle func(spiffeid.TrustDomain) bool
-	Logger    *slog.Logger
-	Now       func() time.Time
+	// ForeignSelectors are types of selectors that are stored as they come: other attestors than ours and
+	// SPIRE's have them. Other selectors must be such as can exist (selectors.Selector.Known).
+	ForeignSelectors []string
+	Logger           *slog.Logger
+	Now              func() time.Time
 }
 
 // Registry holds all entries. Its methods are safe for concurrent use.

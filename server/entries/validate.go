@@ -3,6 +3,7 @@
 package entries
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,7 +38,7 @@ const (
 
 // validate applies the rules for what an entry may hold.
 func (r *Registry) validate(e *selectors.Entry) error {
-	for _, rule := range []func(*selectors.Entry) error{r.validateIDs, validateSelectors, validateDNS, r.validateBundles} {
+	for _, rule := range []func(*selectors.Entry) error{r.validateIDs, r.validateSelectors, validateDNS, r.validateBundles} {
 		if err := rule(e); err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func (r *Registry) member(id spiffeid.ID) error {
 	return nil
 }
 
-func validateSelectors(e *selectors.Entry) error {
+func (r *Registry) validateSelectors(e *selectors.Entry) error {
 	if len(e.Selectors) == 0 {
 		return invalid("selector list is empty")
 	}
@@ -101,6 +102,9 @@ func validateSelectors(e *selectors.Entry) error {
 		case e.StoreSVID && s.Type != e.Selectors[0].Type:
 			return invalidStored("selector types must be the same when store SVID is enabled")
 		}
+		if err := r.known(e, s); err != nil {
+			return err
+		}
 	}
 	if !slices.ContainsFunc(e.Selectors, func(s selectors.Selector) bool { return s.Type != "hint" }) {
 		return invalid("all selectors are hints, which are a process's own word: anybody on the node could claim the identity; add what the kernel proves, such as unix:uid, unix:sha256 or parent:sha256")
@@ -110,6 +114,24 @@ func validateSelectors(e *selectors.Entry) error {
 	}
 	return nil
 }
+
+// known refuses selectors that nothing can match, which SPIRE stores.
+func (r *Registry) known(e *selectors.Entry, s selectors.Selector) error {
+	if slices.Contains(r.cfg.ForeignSelectors, s.Type) || e.SPIFFEID.Path() == capabilityProbe && e.ParentID == e.SPIFFEID {
+		return nil
+	}
+	err := s.Known()
+	if unknown, ok := errors.AsType[*selectors.UnknownError](err); ok && unknown.Type {
+		return invalid("%v; if an attestor of yours has it, add it to foreign_selectors in the server's configuration", err)
+	} else if err != nil {
+		return invalid("%v", err)
+	}
+	return nil
+}
+
+// capabilityProbe: spire-controller-manager creates an entry like this with the selector a:1 and deletes it, to learn
+// which fields a server knows. As its own parent it gives nobody an identity.
+const capabilityProbe = "/spire-controller-manager/unsupported-fields-test"
 
 // dnsProfile is what a certificate's DNS name may be: already in its ASCII form.
 var dnsProfile = idna.New(idna.StrictDomainName(true), idna.ValidateLabels(true), idna.VerifyDNSLength(true), idna.BidiRule())

@@ -78,11 +78,11 @@ func TestOtherParentGetsNothing(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	e := shared.create(t, "/other", "--selector", "unix:uid:0", "--selector", "unix:sha256:00")
+	e := shared.create(t, "/other", "--selector", "unix:uid:0", "--selector", "unix:sha256:"+strings.Repeat("0", 64))
 	w := shared.startWorkload(t, self) // after the sensor: it saw it start
 	w.next(t, shared)
 	got := shared.must(t, nil, "explain", "--pid", w.pid())
-	contains(t, "explain", got, "unix:sha256:"+digestOf(t, self), "evidence:tier:t2", "evidence:observed", "matches no entry", "not entry "+e.ID, "unix:sha256:00")
+	contains(t, "explain", got, "unix:sha256:"+digestOf(t, self), "evidence:tier:t2", "evidence:observed", "matches no entry", "not entry "+e.ID, "unix:sha256:"+strings.Repeat("0", 64))
 	if out, err := shared.assay(t, "explain", "--pid", "4194303"); err != nil || !strings.Contains(string(out), "gets no identity") {
 		t.Errorf("a process that is not there: %s, %v", out, err)
 	}
