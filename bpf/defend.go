@@ -108,24 +108,15 @@ func (s *Sensor) listOwn() error {
 	if err := empty[uint64](own); err != nil {
 		return err
 	}
-	for name, m := range s.kernel.Maps {
-		info, err := m.Info()
-		if err != nil {
-			return fmt.Errorf("map %s: %w", name, err)
-		}
-		id, _ := info.ID()
-		if err := own.Put(ownMap<<32|uint64(id), uint32(1)); err != nil {
-			return fmt.Errorf("map %s: %w", name, err)
-		}
+	ids, err := s.kernel.IDs()
+	if err != nil {
+		return err
 	}
-	for name, l := range s.kernel.Links {
-		info, err := l.Info()
-		if err != nil {
-			return fmt.Errorf("link %s: %w", name, err)
-		}
-		err = errors.Join(own.Put(ownLink<<32|uint64(info.ID), uint32(1)), own.Put(ownProgram<<32|uint64(info.Program), uint32(1)))
-		if err != nil {
-			return fmt.Errorf("link %s: %w", name, err)
+	for kind, numbers := range map[uint64][]uint32{ownMap: ids.Maps, ownProgram: ids.Programs, ownLink: ids.Links} {
+		for _, id := range numbers {
+			if err := own.Put(kind<<32|uint64(id), uint32(1)); err != nil {
+				return fmt.Errorf("listing the sensor's own objects: %w", err)
+			}
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ func TestSizesAreThoseOfTheMaps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, size := range map[string]int{"tasks": record.TaskSize, "far": record.FarSize, "answer": record.AnswerSize, "bindings": record.BindingSize, "state": record.StateSize, "execs": record.ExecSize, "looked": record.LookedSize, "inodes": record.FileStateSize, "code": record.CodeSize, "settings": binary.Size(settings{}), "held": binary.Size(held{})} {
+	for name, size := range map[string]int{"tasks": record.TaskSize, "far": record.FarSize, "answer": record.AnswerSize, "bindings": record.BindingSize, "state": record.StateSize, "execs": record.ExecSize, "looked": record.LookedSize, "inodes": record.FileStateSize, "code": record.CodeSize, "settings": binary.Size(record.Settings{}), "held": record.HoldersSize} {
 		if got := spec.Maps[name].ValueSize; got != uint32(size) {
 			t.Errorf("map %s has values of %d bytes, decoded as %d", name, got, size)
 		}

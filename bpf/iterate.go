@@ -3,7 +3,6 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/assay-id/assay/bpf/record"
@@ -30,6 +29,21 @@ func (s *Sensor) seed() error {
 	return nil
 }
 
+// walk puts a question into a map, has programs walk over everything, and returns what stands there then.
+func (s *Sensor) walk(in string, question []byte, programs ...string) ([]byte, error) {
+	s.walking.Lock()
+	defer s.walking.Unlock()
+	if err := s.kernel.Maps[in].Put(uint32(0), question); err != nil {
+		return nil, err
+	}
+	for _, p := range programs {
+		if err := s.kernel.Iterate(p); err != nil {
+			return nil, err
+		}
+	}
+	return s.kernel.Maps[in].LookupBytes(uint32(0))
+}
+
 // Holders returns who holds the client's end of an accepted socket (T2; see holders.bpf.h for what
 // can hide from it). It looks at every descriptor of the host, about 1 ms: for when Binding tells of
 // more references than descriptors. ErrNoRecord when the end was closed meanwhile.
@@ -41,16 +55,8 @@ func (s *Sensor) Holders(connFD int) (record.Holders, error) {
 	if err != nil {
 		return record.Holders{}, err
 	}
-	s.looking.Lock()
-	defer s.looking.Unlock()
-	q := held{File: b.OpenFile, Start: b.Task.Process.StartBoottime, TGID: b.Task.Process.TGID}
-	if err := s.kernel.Maps["held"].Put(uint32(0), q); err != nil {
-		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
-	}
-	if err := errors.Join(s.kernel.Iterate(holdersProgram), s.kernel.Iterate(ringsProgram)); err != nil {
-		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
-	}
-	if err := s.kernel.Maps["held"].Lookup(uint32(0), &q); err != nil {
+	raw, err := s.walk("held", record.AskHolders(&b), holdersProgram, ringsProgram)
+	if err != nil {
 		return record.Holders{}, fmt.Errorf("asking for the holders of a socket: %w", err)
 	}
 	after, err := s.Binding(connFD)
@@ -60,21 +66,13 @@ func (s *Sensor) Holders(connFD int) (record.Holders, error) {
 	if after.OpenFile == 0 || after.OpenFile != b.OpenFile || after.Task.Process != b.Task.Process {
 		return record.Holders{}, record.ErrNoRecord
 	}
-	return record.Holders{Own: q.Own, Others: q.Others, OtherTGID: q.OtherTGID, Rings: q.Rings}, nil
+	return record.DecodeHolders(raw)
 }
 
 // Now returns the credentials and cgroup that a process has at this moment; ErrNoRecord if it
 // is gone. It walks over every process of the host, about 1 ms: for people's questions.
 func (s *Sensor) Now(key selectors.ProcessKey) (record.Now, error) {
-	s.looking.Lock()
-	defer s.looking.Unlock()
-	if err := s.kernel.Maps["looked"].Put(uint32(0), looked{TGID: uint64(key.TGID)}); err != nil {
-		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
-	}
-	if err := s.kernel.Iterate(lookProgram); err != nil {
-		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
-	}
-	raw, err := s.kernel.Maps["looked"].LookupBytes(uint32(0))
+	raw, err := s.walk("looked", record.AskNow(key.TGID), lookProgram)
 	if err != nil {
 		return record.Now{}, fmt.Errorf("asking for a process: %w", err)
 	}

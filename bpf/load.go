@@ -74,7 +74,7 @@ type Sensor struct {
 	host    record.NamespaceNumbers
 	names   []string   // of sockets, which connects are recorded by
 	guarded []*os.File // folders that are marked as the agent's
-	looking sync.Mutex // questions over the map `looked`
+	walking sync.Mutex // one question at a time that walks over everything
 	buffers sync.Pool  // of bytes of bindings (T1)
 	answer  answer     // T2
 }

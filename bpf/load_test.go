@@ -31,7 +31,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("record made while no agent ran: %+v", task)
 	}
 	// another build's pins are not used
-	check(s.kernel.Maps["settings"].Put(uint32(0), settings{Build: 12345, AgentTGID: 1, Tier: uint32(s.tier)}))
+	check(s.kernel.Maps["settings"].Put(uint32(0), record.Settings{Build: 12345, AgentTGID: 1, Tier: uint32(s.tier)}))
 	check(s.Close())
 	s, err = Load(config)
 	if err != nil {

@@ -3,12 +3,15 @@
 package bpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/assay-id/assay/bpf/record"
 )
 
 // proofName is the last component of the path of the socket that proves the hooks.
@@ -21,7 +24,7 @@ func (s *Sensor) prove() error {
 	if err != nil {
 		return fmt.Errorf("finding the agent's own record: %w", err)
 	}
-	var set settings
+	var set record.Settings
 	if err := s.kernel.Maps["settings"].Lookup(uint32(0), &set); err != nil {
 		return fmt.Errorf("reading the sensor's settings: %w", err)
 	}
@@ -32,12 +35,7 @@ func (s *Sensor) prove() error {
 	if err != nil {
 		return err
 	}
-	conn, closeAll, err := s.connectToSelf()
-	defer closeAll()
-	if err != nil {
-		return fmt.Errorf("connecting to itself: %w", err)
-	}
-	b, err := s.Binding(conn)
+	b, err := s.connectToSelf()
 	if err != nil {
 		return err
 	}
@@ -47,44 +45,44 @@ func (s *Sensor) prove() error {
 	return s.writeSettings(set.Build)
 }
 
-// connectToSelf returns an accepted socket whose other end is this process's, too.
-func (s *Sensor) connectToSelf() (conn int, closeAll func(), err error) {
-	var open []int
-	closeAll = func() {
-		for _, fd := range open {
-			unix.Close(fd)
-		}
-	}
-	socket := func() (int, error) {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err == nil {
-			open = append(open, fd)
-		}
-		return fd, err
-	}
-	listener, err := socket()
-	if err != nil {
-		return -1, closeAll, err
-	}
-	client, err := socket()
-	if err != nil {
-		return -1, closeAll, err
-	}
+// connectToSelf returns the record of a connection of this process to itself.
+func (s *Sensor) connectToSelf() (b record.Binding, err error) {
 	dir, err := os.MkdirTemp("", "assay-sensor-")
 	if err != nil {
-		return -1, closeAll, err
+		return b, err
 	}
 	defer os.RemoveAll(dir)
-	name := &unix.SockaddrUnix{Name: filepath.Join(dir, proofName)}
-	if err := errors.Join(s.watchSocket(listener), unix.Bind(listener, name), unix.Listen(listener, 1)); err != nil {
-		return -1, closeAll, err
+	watched := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return control(c, s.watchSocket)
+	}}
+	listener, err := watched.Listen(context.Background(), "unix", filepath.Join(dir, proofName))
+	if err != nil {
+		return b, err
 	}
-	if err := unix.Connect(client, name); err != nil {
-		return -1, closeAll, err
+	defer listener.Close()
+	client, err := net.Dial("unix", listener.Addr().String())
+	if err != nil {
+		return b, err
 	}
-	conn, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
-	if err == nil {
-		open = append(open, conn)
+	defer client.Close()
+	conn, err := listener.Accept()
+	if err != nil {
+		return b, err
 	}
-	return conn, closeAll, err
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return b, err
+	}
+	err = control(raw, func(fd int) (err error) {
+		b, err = s.Binding(fd)
+		return err
+	})
+	return b, err
+}
+
+// control calls f with a socket's descriptor.
+func control(c syscall.RawConn, f func(fd int) error) (err error) {
+	refused := c.Control(func(fd uintptr) { err = f(int(fd)) })
+	return errors.Join(refused, err)
 }

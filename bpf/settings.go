@@ -20,27 +20,6 @@ type watched struct {
 	kinds record.Tampering
 }
 
-// settings are the bytes of sensor_settings in wire.h.
-type settings struct {
-	Build       uint64
-	TamperSince uint64
-	Protected   uint64
-	PinDev      uint32
-	AgentTGID   uint32
-	Tier        uint32
-	TamperSeen  uint32
-	Answer      uint64
-	Names       [socketNames]struct {
-		Length uint32
-		Text   [108]byte
-	}
-}
-
-const (
-	socketNames = 8
-	pathMax     = 107 // bytes of a name in sockaddr_un
-)
-
 // watchName has connects to a socket of this name recorded (T2).
 func (s *Sensor) watchName(name string) error {
 	if slices.Contains(s.names, name) {
@@ -54,28 +33,15 @@ func (s *Sensor) watchName(name string) error {
 }
 
 func checkNames(names []string) error {
-	if len(names) > socketNames {
-		return fmt.Errorf("there are more than %d names of sockets to watch", socketNames)
+	if len(names) > record.SocketNames {
+		return fmt.Errorf("there are more than %d names of sockets to watch", record.SocketNames)
 	}
 	for _, name := range names {
-		if name == "" || name == "." || name == ".." || len(name) > pathMax || strings.ContainsAny(name, "/\x00") {
+		if name == "" || name == "." || name == ".." || len(name) > record.NameMax || strings.ContainsAny(name, "/\x00") {
 			return fmt.Errorf("%q is no name of a socket's file: write the last component of its path", name)
 		}
 	}
 	return nil
-}
-
-// looked are the bytes of the map `looked`.
-type looked struct {
-	TGID uint64
-	Now  [record.NowSize]byte
-}
-
-// held are the bytes of struct holders in wire.h.
-type held struct {
-	File, Start                         uint64
-	TGID, Own, Others, OtherTGID, Rings uint32
-	_                                   uint32
 }
 
 // build names the object file: pins that another object made are not used.
@@ -108,7 +74,7 @@ func (s *Sensor) writeSettings(build uint64) error {
 	if err != nil {
 		return err
 	}
-	set := settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds), Answer: s.answer.address()}
+	set := record.Settings{Build: build, TamperSince: s.watched.since, AgentTGID: me.TGID, Tier: uint32(s.tier), TamperSeen: uint32(s.watched.kinds), Answer: s.answer.address()}
 	for i, name := range s.names {
 		set.Names[i].Length = uint32(copy(set.Names[i].Text[:], "/"+name))
 	}

@@ -25,7 +25,7 @@ func (s *Sensor) takeOverPins() (why string, err error) {
 	if err := s.answer.open(s.kernel.Maps["answer"].FD()); err != nil {
 		return "the map of answers can not be used", err
 	}
-	var set settings
+	var set record.Settings
 	if err := s.kernel.Maps["settings"].Lookup(uint32(0), &set); err != nil || set.Build != build() {
 		return "the pins were made by another build, or not to the end", err
 	}

@@ -155,3 +155,26 @@ func (o *Object) Iterate(program string) error {
 	}
 	return nil
 }
+
+// IDs are the kernel's numbers of an object's parts.
+type IDs struct{ Maps, Programs, Links []uint32 }
+
+// IDs returns the numbers of all maps, and of the programs that are attached and their links.
+func (o *Object) IDs() (ids IDs, err error) {
+	for name, m := range o.Maps {
+		info, err := m.Info()
+		if err != nil {
+			return IDs{}, fmt.Errorf("map %s: %w", name, err)
+		}
+		id, _ := info.ID()
+		ids.Maps = append(ids.Maps, uint32(id))
+	}
+	for program, l := range o.Links {
+		info, err := l.Info()
+		if err != nil {
+			return IDs{}, fmt.Errorf("link %s: %w", program, err)
+		}
+		ids.Programs, ids.Links = append(ids.Programs, uint32(info.Program)), append(ids.Links, uint32(info.ID))
+	}
+	return ids, nil
+}

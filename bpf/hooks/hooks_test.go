@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,6 +81,9 @@ func TestObjectOutlivesItsProcess(t *testing.T) {
 	must(t, err)
 	if pinned, err := Pinned(dir); !pinned || seven != 7 || again.ID != info.ID || states(next) != "one on, two on" {
 		t.Errorf("taken over: pinned %v (%v), cell %d, link %d for %d, notes %q", pinned, err, seven, again.ID, info.ID, states(next))
+	}
+	if ids, err := next.IDs(); err != nil || len(ids.Maps) != 1 || len(ids.Programs) != 2 || !slices.Contains(ids.Links, uint32(info.ID)) {
+		t.Errorf("its parts are %+v, %v", ids, err)
 	}
 	must(t, Remove(dir))
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

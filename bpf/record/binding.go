@@ -28,28 +28,6 @@ func (n *Now) decode(r *reader) (start uint64) {
 	return start
 }
 
-// DecodeNow reads the answer about one process, and its start; start 0 is no such process.
-func DecodeNow(raw []byte) (n Now, start uint64, err error) {
-	if len(raw) != LookedSize {
-		return Now{}, 0, fmt.Errorf("%w: an answer of %d bytes, want %d", ErrMalformed, len(raw), LookedSize)
-	}
-	r := reader(raw[8:])
-	start = n.decode(&r)
-	return n, start, nil
-}
-
-// Holders are the processes that hold the client's end of a connection.
-type Holders struct {
-	// Own and Others are the descriptors of the process that connected and of all others;
-	// OtherTGID is one of these.
-	Own, Others, OtherTGID uint32
-	// Rings is more than 0 if that process has or used io_uring, which may hold the socket unseen.
-	Rings uint32
-}
-
-// Sole reports whether nobody but the process that connected can hold the client's end.
-func (h Holders) Sole() bool { return h.Own > 0 && h.Others == 0 && h.Rings == 0 }
-
 // HandedOver tells what a process other than the owner did with the client's end (T1).
 type HandedOver uint32
 

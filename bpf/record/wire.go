@@ -33,6 +33,7 @@ const (
 	credsSize     = 232
 	NowSize       = 16 + credsSize
 	LookedSize    = 8 + NowSize
+	HoldersSize   = 40
 	callerSize    = TaskSize + FarSize + 16 + credsSize
 	BindingSize   = callerSize + 56 + NowSize + 8 + integritySize
 	// AnswerSize is that of a binding behind AnswerName bytes for the socket's name.
@@ -52,6 +53,8 @@ const (
 	nearAncestors  = 6  // of them are in the task's own record
 	MaxGroups      = 32 // supplementary
 	MaxMappedFiles = 60
+	SocketNames    = 8
+	NameMax        = 107 // bytes of such a name, as in sockaddr_un
 )
 
 // reader takes fields off a record in the order of wire.h. Callers check the length first.

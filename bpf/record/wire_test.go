@@ -133,6 +133,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(sampleExec())
 	f.Add(make([]byte, CodeSize))
 	f.Add(make([]byte, LookedSize))
+	f.Add(make([]byte, HoldersSize))
 	f.Add([]byte("token...written."))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if task, err := DecodeTask(raw[:min(len(raw), TaskSize)], raw[min(len(raw), TaskSize):], "b"); err == nil && (task.Process.ExecID == 0 || task.Process.TGID == 0 || len(task.Ancestors) > MaxAncestors) {
@@ -155,6 +156,9 @@ func FuzzDecode(f *testing.F) {
 		}
 		if n, start, err := DecodeNow(raw); err == nil && n.Known != (start != 0) {
 			t.Errorf("accepted %+v of %d", n, start)
+		}
+		if h, err := DecodeHolders(raw); (err == nil) != (len(raw) == HoldersSize) {
+			t.Errorf("%d bytes are %+v, %v", len(raw), h, err)
 		}
 		_, _ = DecodeState(raw)
 	})
