@@ -6,12 +6,12 @@ package entries
 func (r *Registry) SetGraves(every, most int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.removed.every, r.removed.most = every, most
+	r.removed.Every, r.removed.Most = every, most
 }
 
 // Graves is how many removals are remembered.
 func (r *Registry) Graves() int {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return len(r.removed.queue)
+	return r.removed.Len()
 }

@@ -5,9 +5,6 @@ package entries
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/binary"
 	"errors"
 	"math"
 	"slices"
@@ -118,7 +115,7 @@ func (f *Feed) diff() Delta {
 	defer f.r.mu.RUnlock()
 	have := f.r.replica.Authorized(f.agent, node)
 	slices.Sort(have)
-	d := Delta{Revision: f.r.revision, State: f.r.state(have)}
+	d := Delta{Revision: f.r.revision, State: f.r.replica.State(have)}
 	before, lost := f.r.feeds.advance(f, f.r.revision, node)
 	switch {
 	case before == unsent && bytes.Equal(f.resume, d.State):
@@ -160,21 +157,6 @@ func (r *Registry) compare(d *Delta, sent []replica.Number, at int64, have []rep
 		}
 	}
 	slices.Sort(d.Removed)
-}
-
-// state is the sum, modulo 2 by bit, of a hash of each record's key and revision: the order of
-// records does not matter.
-func (r *Registry) state(ns []replica.Number) []byte {
-	sum := make([]byte, sha256.Size)
-	var b [24]byte
-	for _, n := range ns {
-		key := r.replica.Key(n)
-		copy(b[:], key[:])
-		binary.BigEndian.PutUint64(b[16:], uint64(r.replica.Revision(n)))
-		h := sha256.Sum256(b[:])
-		subtle.XORBytes(sum, sum, h[:])
-	}
-	return sum
 }
 
 func (f *Feed) wake() {

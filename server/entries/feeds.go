@@ -78,14 +78,17 @@ func unfile[K comparable](m map[K]map[*Feed]struct{}, k K, f *Feed) {
 	}
 }
 
-// oldest is the revision that all feeds have passed.
-func (s *feeds) oldest() int64 {
+// Oldest is the revision that all feeds have passed (replica.Readers).
+func (s *feeds) Oldest() int64 {
 	oldest := int64(unsent)
 	for f := range s.all {
 		oldest = min(oldest, f.at)
 	}
 	return oldest
 }
+
+// Forget has feeds that are not past a revision start anew.
+func (s *feeds) Forget(revision int64) { s.floor = revision }
 
 // wave wakes the feeds that one batch of changes is about.
 type wave struct {
@@ -153,45 +156,4 @@ func (w *wave) spend(n int) bool {
 	}
 	w.wake = slices.AppendSeq(w.wake[:0], maps.Keys(w.s.all))
 	return false
-}
-
-// graves keep the numbers of removed records until no feed needs their ids.
-type graves struct {
-	every int     // so many are waited for between sweeps
-	most  int     // a feed that is further behind is sent everything
-	queue []grave // in the order of revisions
-	next  int     // the length from which on to sweep
-}
-
-type grave struct {
-	number   replica.Number
-	revision int64
-}
-
-const (
-	sweepEvery = 1024
-	maxGraves  = 1 << 17
-)
-
-func (g *graves) add(n replica.Number, revision int64) {
-	g.queue = append(g.queue, grave{n, revision})
-}
-
-// sweep frees what all feeds have passed. The locks of the registry and the feeds are held.
-func (g *graves) sweep(from *replica.Replica, s *feeds) {
-	if len(g.queue) < max(g.next, g.every) {
-		return
-	}
-	passed := s.oldest()
-	if over := len(g.queue) - g.most; over > 0 && g.queue[over-1].revision > passed {
-		passed = g.queue[over-1].revision
-		s.floor = passed
-	}
-	done := 0
-	for done < len(g.queue) && g.queue[done].revision <= passed {
-		from.Free(g.queue[done].number)
-		done++
-	}
-	g.queue = slices.Delete(g.queue, 0, done)
-	g.next = len(g.queue) + g.every
 }

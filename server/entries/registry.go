@@ -70,7 +70,7 @@ type Registry struct {
 	replica  *replica.Replica
 	revision int64         // of the store that the replica shows
 	moved    chan struct{} // closed and replaced when the revision rises
-	removed  graves
+	removed  replica.Graves
 	feeds    feeds
 	turns    chan struct{} // a feed's while it compares
 }
@@ -85,7 +85,7 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
 	r.turns = make(chan struct{}, runtime.GOMAXPROCS(0))
-	r.writer.r, r.removed.every, r.removed.most = r, sweepEvery, maxGraves
+	r.writer.r, r.removed.Every, r.removed.Most = r, 1024, 1<<17
 	revision, err := cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
 		for _, kv := range kvs {
 			r.put(nil, kv.Key, kv.Value, kv.Revision)
@@ -160,12 +160,11 @@ func (r *Registry) apply(batch store.Batch) {
 		case c.Value != nil:
 			r.put(wave, c.Key, c.Value, c.Revision)
 		case n != 0:
-			r.replica.Remove(n)
-			r.removed.add(n, c.Revision)
+			r.removed.Remove(r.replica, n, c.Revision)
 		}
 	}
 	r.revision = max(r.revision, batch.Revision)
-	r.removed.sweep(r.replica, &r.feeds)
+	r.removed.Sweep(r.replica, &r.feeds)
 	close(r.moved)
 	r.moved = make(chan struct{})
 }
@@ -181,8 +180,7 @@ func (r *Registry) put(wave *wave, key string, value []byte, revision int64) {
 	if err != nil {
 		r.cfg.Logger.Error("a stored entry can not be read and is ignored", "key", key, "error", err)
 		if n := r.find(key); n != 0 {
-			r.replica.Remove(n)
-			r.removed.add(n, revision)
+			r.removed.Remove(r.replica, n, revision)
 		}
 		return
 	}

@@ -16,6 +16,9 @@ package replica
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
 	"hash/maphash"
 	"iter"
 	"slices"
@@ -309,6 +312,18 @@ func (r *Replica) at(axis int, id spiffeid.ID) (iter.Seq[Number], int) {
 		return func(func(Number) bool) {}, 0
 	}
 	return r.along(axis, p), int(r.places.at(p).len[axis])
+}
+
+// State is the sum, modulo 2 by bit, of a hash of each record's key and revision: the order of
+// records does not matter, and it is equal on every server.
+func (r *Replica) State(ns []Number) []byte {
+	sum := make([]byte, sha256.Size)
+	for _, n := range ns {
+		rec := r.records.at(n)
+		h := sha256.Sum256(binary.BigEndian.AppendUint64(rec.key[:len(rec.key):len(rec.key)], uint64(rec.revision)))
+		subtle.XORBytes(sum, sum, h[:])
+	}
+	return sum
 }
 
 // Key, Revision (of the store), SPIFFEID and ParentID of a record.
