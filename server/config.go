@@ -16,6 +16,7 @@ import (
 
 	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/server/ca"
+	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/keys"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/verify"
@@ -55,6 +56,9 @@ type Config struct {
 	// ForeignSelectors are types of selectors, for example ["acme"], which entries may demand though they are
 	// neither ours nor SPIRE's; their values are not looked at. Default: none.
 	ForeignSelectors []string `hcl:"foreign_selectors,optional"`
+	// AdminIDs are SPIFFE IDs whose holders administer the trust domain, over TCP. They may be of other
+	// trust domains, with whose bundles we federate.
+	AdminIDs []string `hcl:"admin_ids,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 
@@ -78,6 +82,11 @@ type Config struct {
 	Federation *FederationConfig `hcl:"federation,block"`
 	// OIDC tells readers of OpenID Connect about our JWT-SVIDs.
 	OIDC *OIDCConfig `hcl:"oidc,block"`
+
+	// Roles let others than admins do some things.
+	Roles []RoleConfig `hcl:"role,block"`
+	// RateLimit holds callers back.
+	RateLimit *RateLimitConfig `hcl:"ratelimit,block"`
 
 	// NodeGroups are what is demanded of nodes that attest by their TPM.
 	NodeGroups []policy.GroupConfig `hcl:"node_group,block"`
@@ -112,6 +121,9 @@ type StoreConfig struct {
 type prepared struct {
 	Config
 	web                              web
+	adminIDs                         []spiffeid.ID
+	roles                            []*gate.Role
+	limits                           gate.Limits
 	trustDomain                      spiffeid.TrustDomain
 	svidTTL, agentTTL, caTTL, maxAge time.Duration
 	jwtTTL                           time.Duration
@@ -152,7 +164,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC} {
+	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readCallers} {
 		if err := step(); err != nil {
 			return nil, err
 		}

@@ -111,7 +111,7 @@ func (s *Server) openCA(ctx context.Context) (err error) {
 		Dir: dir, Keys: s.keys, TrustDomain: c.trustDomain, Store: s.store, Upstream: c.upstream, TTL: c.caTTL,
 		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, JWTTTL: c.jwtTTL, JWTIssuer: c.JWTIssuer, Subject: c.subject,
 		X509KeyType: keys.Type(c.CAKeyType), JWTKeyType: keys.Type(c.JWTKeyType), WITKeyType: keys.Type(c.JWTKeyType),
-		MaxAge: c.maxAge, Acked: s.behind, Logger: s.log,
+		MaxAge: c.maxAge, Acked: s.streams.Behind, Logger: s.log,
 	})
 	if err != nil {
 		return errors.Join(err, s.keys.Close())
@@ -124,17 +124,4 @@ func (s *Server) closeCA() {
 	if err := s.keys.Close(); err != nil {
 		s.log.Warn("closing the key manager", "error", err)
 	}
-}
-
-// behind names the connected agents that have not yet shown that they use the bundle; none before
-// anybody can connect.
-func (s *Server) behind(sequence uint64) []string {
-	if !s.serving.Load() {
-		return nil
-	}
-	var names []string
-	for _, id := range s.api.Behind(sequence) {
-		names = append(names, id.String())
-	}
-	return names
 }

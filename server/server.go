@@ -18,7 +18,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,8 +38,10 @@ import (
 type Server struct {
 	conf    *prepared
 	log     *slog.Logger
+	level   slog.LevelVar // of log
 	version string
 
+	streams *api.Streams
 	store   *store.Store
 	keys    keys.Manager
 	ca      *ca.CA
@@ -51,7 +52,6 @@ type Server struct {
 	devices    *nodes.Inventory
 	svid       *ownSVID
 	api        *api.Server
-	serving    atomic.Bool // api is there
 	// continuous asks nodes with a TPM again.
 	continuous *attest.Continuous
 }
@@ -62,7 +62,10 @@ func New(c Config, version string, out io.Writer) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{conf: p, version: version, log: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))}, nil
+	s := &Server{conf: p, version: version, streams: api.NewStreams()}
+	s.level.Set(p.level)
+	s.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: &s.level}))
+	return s, nil
 }
 
 // openTimeout bounds the start of the store and the reading of everything in it.
@@ -165,13 +168,12 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		Now: time.Now, Rand: rand.Reader, Logger: s.log,
 	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
-		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Logger: s.log,
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Federation: s.federation, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
+		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Logger: s.log, Level: &s.level,
 	})
-	s.serving.Store(true)
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)
-		s.api.NodeChanged(agent)
+		s.streams.NodeChanged(agent)
 	}))
 	return closeAll, nil
 }

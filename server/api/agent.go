@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -73,30 +74,44 @@ func (s *agentService) PostStatus(ctx context.Context, req *agentv1.PostStatusRe
 }
 
 // CountAgents counts the nodes that pass the filter.
-func (s *agentService) CountAgents(_ context.Context, req *agentv1.CountAgentsRequest) (*agentv1.CountAgentsResponse, error) {
-	n, err := s.cfg.Nodes.Count(wire.ReadAgentFilter(req.GetFilter()))
+func (s *agentService) CountAgents(ctx context.Context, req *agentv1.CountAgentsRequest) (*agentv1.CountAgentsResponse, error) {
+	scope, filter := gate.ScopeOf(ctx), wire.ReadAgentFilter(req.GetFilter())
+	if scope.All() {
+		n, err := s.cfg.Nodes.Count(filter)
+		if err != nil {
+			return nil, wire.Error(fmt.Errorf("failed to count agents: %w", err))
+		}
+		return &agentv1.CountAgentsResponse{Count: int32(n)}, nil
+	}
+	list, _, err := s.cfg.Nodes.List(filter, 0, "")
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to count agents: %w", err))
 	}
-	return &agentv1.CountAgentsResponse{Count: int32(n)}, nil
+	within := slices.DeleteFunc(list, func(n *nodes.Node) bool { return scope.Node(n.ID) != nil })
+	return &agentv1.CountAgentsResponse{Count: int32(len(within))}, nil
 }
 
 // ListAgents lists the nodes that pass the filter, in the order in which they came.
-func (s *agentService) ListAgents(_ context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
+func (s *agentService) ListAgents(ctx context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
 	list, next, err := s.cfg.Nodes.List(wire.ReadAgentFilter(req.GetFilter()), int(req.PageSize), req.PageToken)
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to list agents: %w", err))
 	}
 	resp := &agentv1.ListAgentsResponse{NextPageToken: next}
 	for _, n := range list {
-		resp.Agents = append(resp.Agents, wire.Agent(n, req.OutputMask))
+		if gate.ScopeOf(ctx).Node(n.ID) == nil {
+			resp.Agents = append(resp.Agents, wire.Agent(n, req.OutputMask))
+		}
 	}
 	return resp, nil
 }
 
 // GetAgent returns one node.
-func (s *agentService) GetAgent(_ context.Context, req *agentv1.GetAgentRequest) (*types.Agent, error) {
+func (s *agentService) GetAgent(ctx context.Context, req *agentv1.GetAgentRequest) (*types.Agent, error) {
 	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
+	if err == nil {
+		err = gate.ScopeOf(ctx).Node(id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +125,9 @@ func (s *agentService) GetAgent(_ context.Context, req *agentv1.GetAgentRequest)
 // BanAgent refuses the node until it is deleted.
 func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentRequest) (*emptypb.Empty, error) {
 	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
+	if err == nil {
+		err = gate.ScopeOf(ctx).Node(id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -117,20 +135,23 @@ func (s *agentService) BanAgent(ctx context.Context, req *agentv1.BanAgentReques
 	if err := s.cfg.Nodes.Ban(ctx, id, "", by); err != nil {
 		return nil, wire.AgentError(err)
 	}
-	s.cfg.Logger.Info("node banned", "agent", id, "by", by)
+	gate.Log(ctx).Info("node banned", "agent", id, "by", by)
 	return &emptypb.Empty{}, nil
 }
 
 // DeleteAgent forgets the node, and the entry that its join token made.
 func (s *agentService) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgentRequest) (*emptypb.Empty, error) {
 	id, err := wire.ReadAgentID(s.cfg.TrustDomain, req.Id)
+	if err == nil {
+		err = gate.ScopeOf(ctx).Node(id)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if _, err := s.cfg.Nodes.Delete(ctx, id); err != nil {
 		return nil, wire.AgentError(err)
 	}
-	s.cfg.Logger.Info("node evicted", "agent", id, "by", gate.CallerOf(ctx).Operator())
+	gate.Log(ctx).Info("node evicted", "agent", id, "by", gate.CallerOf(ctx).Operator())
 	below, _, err := s.cfg.Entries.List(entries.Filter{ParentID: id}, 0, "")
 	if err != nil {
 		return nil, wire.Error(err)

@@ -3,8 +3,11 @@
 // Package api is what the server does for those who call it: SPIRE's server APIs, so that SPIRE's
 // agents and tools work with this server, and our own Node and NodeAdmin. One file is one service:
 //
-//	on both listeners      Agent Bundle Entry SVID Node NodeAdmin
-//	on the Unix socket     Debug Health
+//	on both listeners      Agent Entry SVID Node            here
+//	                       Bundle TrustDomain LocalAuthority   trust
+//	                       NodeAdmin                           operate
+//	on the Unix socket     Debug Logger                        operate
+//	                       Health                              here
 //
 // server/gate has found out who is calling and that he may; api/wire translates the messages.
 package api
@@ -21,8 +24,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
-	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
-	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"google.golang.org/grpc"
@@ -30,14 +31,14 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
-	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/operate"
+	"github.com/assay-id/assay/server/api/trust"
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
-	"github.com/assay-id/assay/tpm/policy"
 )
 
 // Entries is what the API needs of server/entries.
@@ -54,11 +55,21 @@ type Entries interface {
 	Subscribe(agent spiffeid.ID, node func() selectors.Set) *entries.Feed
 }
 
-// Signer is what the API needs of server/ca.
+// Signer is what the API needs of server/ca; to sign, and for package trust.
 type Signer interface {
 	SignWorkload(req ca.Request) ([]*x509.Certificate, error)
 	SignAgent(id spiffeid.ID, key crypto.PublicKey) ([]*x509.Certificate, error)
-	Bundle() (ca.Bundle, <-chan struct{})
+	SignJWT(req ca.JWTRequest) (ca.Token, error)
+	SignWIT(req ca.WITRequest) (ca.Token, error)
+	SignDownstream(req ca.DownstreamRequest) ([]*x509.Certificate, error)
+	trust.Authorities
+}
+
+// Federation is what the API needs of server/federation.
+type Federation interface {
+	trust.Federation
+	// Changed is closed when any bundle is next added, changed or removed.
+	Changed() <-chan struct{}
 }
 
 // Nodes is what the API needs of server/nodes.
@@ -81,14 +92,6 @@ type Nodes interface {
 	CreateJoinToken(ctx context.Context, token string, ttl time.Duration) (time.Time, error)
 }
 
-// Inventory is what the API needs of server/nodes' inventory.
-type Inventory interface {
-	Get(ek selectors.Digest) *nodes.Device
-	List() []*nodes.Device
-	Add(ctx context.Context, devices []nodes.Device, by string) error
-	Remove(ctx context.Context, eks []selectors.Digest) (int, error)
-}
-
 // Continuous asks admitted nodes again whether they are what they were.
 type Continuous interface {
 	// Run asks one node, by ask, until ctx ends (nil) or the node must go: a *nodes.DeniedError,
@@ -97,11 +100,7 @@ type Continuous interface {
 	Run(ctx context.Context, id spiffeid.ID, spki, binding []byte, ask func(context.Context, []byte) ([]byte, error)) error
 	// Fresh reports whether the node answered lately.
 	Fresh(id spiffeid.ID) bool
-	// Vouched returns what the agent's TPM vouched for of what it delivered, oldest first.
-	Vouched(id spiffeid.ID) []nodes.Anchor
-	// Check judges a node by the rules of the named group, or of its own for "", where the proposed
-	// ones take the place of those called the same. Without filesKnown no list of files was judged.
-	Check(n *nodes.Node, group string, proposed []*policy.Group) (broken []policy.Finding, filesKnown bool, err error)
+	operate.Judge
 }
 
 // Attestor judges new agents. challenge sends bytes to the agent and returns its answer; its
@@ -112,13 +111,14 @@ type Attestor interface {
 	Attest(ctx context.Context, payload []byte, csrKey crypto.PublicKey, binding []byte, challenge func(context.Context, []byte) ([]byte, error)) (nodes.Attestation, error)
 }
 
-// Config of the API.
+// Config of the API. Streams, Logger, Level and Now have a default.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Entries     Entries
 	Signer      Signer
+	Federation  Federation
 	Nodes       Nodes
-	Inventory   Inventory
+	Inventory   operate.Inventory
 	// Continuous attestation of nodes that have a TPM; nil asks none of them again.
 	Continuous Continuous
 	// EKRoots are the CAs of TPM makers that attestors trust, to show.
@@ -130,18 +130,26 @@ type Config struct {
 	AllowWithoutEvidence []string
 	// ServerSVID returns the server's present certificate, leaf first, with its key.
 	ServerSVID func() (*tls.Certificate, error)
-	Logger     *slog.Logger
-	Now        func() time.Time
+	// Streams keeps account of the agents' open streams.
+	Streams *Streams
+	// AdminIDs are admins besides those of admin entries, Roles whoever may do some things only.
+	AdminIDs []spiffeid.ID
+	Roles    []*gate.Role
+	Limits   gate.Limits
+	Logger   *slog.Logger
+	// Level is that of Logger, to be changed while the server runs; now it is the one to return to.
+	Level *slog.LevelVar
+	Now   func() time.Time
 }
 
 // Server serves the API.
 type Server struct {
 	cfg       Config
 	attestors map[string]Attestor
-	started   time.Time
 	gate      *gate.Gate
 	health    *health.Server
-	watchers  *watchers
+	trust     *trust.Services
+	operate   *operate.Services
 }
 
 // New makes the services and the gate before them; Serve opens it.
@@ -149,13 +157,31 @@ func New(cfg Config) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, attestors: map[string]Attestor{}, started: cfg.Now(), health: health.NewServer(), watchers: newWatchers()}
+	if cfg.Streams == nil {
+		cfg.Streams = NewStreams()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Level == nil {
+		cfg.Level = &slog.LevelVar{}
+	}
+	s := &Server{cfg: cfg, attestors: map[string]Attestor{}, health: health.NewServer()}
 	for _, a := range cfg.Attestors {
 		s.attestors[a.Type()] = a
 	}
+	s.trust = &trust.Services{TrustDomain: cfg.TrustDomain, Authorities: cfg.Signer, Federation: cfg.Federation}
+	s.operate = &operate.Services{
+		TrustDomain: cfg.TrustDomain, Nodes: cfg.Nodes, Inventory: cfg.Inventory, EKRoots: cfg.EKRoots, Entries: cfg.Entries,
+		ServerSVID: cfg.ServerSVID, Level: cfg.Level, LaunchLevel: cfg.Level.Level(), Started: cfg.Now(), Now: cfg.Now,
+	}
+	if cfg.Continuous != nil {
+		s.operate.Judge = cfg.Continuous
+	}
 	s.gate = gate.New(gate.Config{
-		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, Admitted: s.admitted,
-		Stopping: func() { s.health.Shutdown(); s.watchers.stop() }, Now: cfg.Now,
+		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles,
+		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted,
+		Stopping: func() { s.health.Shutdown(); cfg.Streams.stop() }, Logger: cfg.Logger, Now: cfg.Now,
 	}, s.register)
 	return s
 }
@@ -163,14 +189,24 @@ func New(cfg Config) *Server {
 func (s *Server) register(tcp, unix grpc.ServiceRegistrar) {
 	for _, g := range []grpc.ServiceRegistrar{tcp, unix} {
 		agentv1.RegisterAgentServer(g, &agentService{Server: s})
-		bundlev1.RegisterBundleServer(g, &bundleService{Server: s})
 		entryv1.RegisterEntryServer(g, &entryService{Server: s})
 		svidv1.RegisterSVIDServer(g, &svidService{Server: s})
 		nodev1.RegisterNodeServer(g, &nodeService{Server: s})
-		adminv1.RegisterNodeAdminServer(g, &nodeAdminService{Server: s})
+		s.trust.Register(g)
 	}
-	debugv1.RegisterDebugServer(unix, &debugService{Server: s})
+	s.operate.Register(tcp, unix)
 	healthv1.RegisterHealthServer(unix, s.health)
+}
+
+// weight is how many signatures a message asks for.
+func weight(req any) int {
+	switch req := req.(type) {
+	case *svidv1.BatchNewX509SVIDRequest:
+		return len(req.Params)
+	case *svidv1.BatchNewWITSVIDRequest:
+		return len(req.Params)
+	}
+	return 1
 }
 
 // Serve answers on both listeners until the context ends; running calls get 10 s to finish.
@@ -178,10 +214,16 @@ func (s *Server) Serve(ctx context.Context, tcp, unix net.Listener) error {
 	return s.gate.Serve(ctx, tcp, unix)
 }
 
-// authorities are those of the present bundle.
-func (s *Server) authorities() []*x509.Certificate {
-	b, _ := s.cfg.Signer.Bundle()
-	return b.Roots()
+// authorities are those of the trust domain's present bundle.
+func (s *Server) authorities(td spiffeid.TrustDomain) []*x509.Certificate {
+	if td == s.cfg.TrustDomain {
+		b, _ := s.cfg.Signer.Bundle()
+		return b.Roots()
+	}
+	if b := s.cfg.Federation.Bundle(td); b != nil {
+		return b.X509
+	}
+	return nil
 }
 
 // roles are what registration entries grant to the holder of an SVID.

@@ -36,7 +36,7 @@ func TestMethods(t *testing.T) {
 		}
 	}
 	for service := range tcp.GetServiceInfo() {
-		if strings.HasSuffix(service, "debug.v1.Debug") || strings.HasSuffix(service, "health.v1.Health") {
+		if strings.HasSuffix(service, "debug.v1.Debug") || strings.HasSuffix(service, "logger.v1.Logger") || strings.HasSuffix(service, "health.v1.Health") {
 			t.Errorf("%s is served on TCP", service)
 		}
 	}

@@ -45,9 +45,9 @@ func (s *agentService) AttestAgent(stream agentv1.Agent_AttestAgentServer) error
 		return err
 	}
 	for _, c := range verdict.Checks {
-		s.cfg.Logger.Debug("node attestation check passed", "agent", verdict.ID, "check", c.Name, "detail", c.Detail)
+		gate.Log(ctx).Debug("node attestation check passed", "agent", verdict.ID, "check", c.Name, "detail", c.Detail)
 	}
-	s.cfg.Logger.Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", chain[0].SerialNumber)
+	gate.Log(ctx).Info("node admitted", "agent", verdict.ID, "attestor", attestor.Type(), "checks", len(verdict.Checks), "svid_serial", chain[0].SerialNumber)
 	return stream.Send(&agentv1.AttestAgentResponse{Step: &agentv1.AttestAgentResponse_Result_{Result: &agentv1.AttestAgentResponse_Result{
 		Svid:         wire.SVID(verdict.ID, chain),
 		Reattestable: verdict.CanReattest,

@@ -5,6 +5,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -14,6 +15,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/gate"
 )
 
 // entryService is spire.api.server.entry.v1.Entry.
@@ -23,13 +25,16 @@ type entryService struct {
 }
 
 // GetEntry returns one entry.
-func (s *entryService) GetEntry(_ context.Context, req *entryv1.GetEntryRequest) (*types.Entry, error) {
+func (s *entryService) GetEntry(ctx context.Context, req *entryv1.GetEntryRequest) (*types.Entry, error) {
 	if req.Id == "" {
 		return nil, status.Error(codes.InvalidArgument, "missing ID")
 	}
 	e := s.cfg.Entries.Get(req.Id)
 	if e == nil {
 		return nil, status.Error(codes.NotFound, "entry not found")
+	}
+	if err := gate.ScopeOf(ctx).Entry(e); err != nil {
+		return nil, err
 	}
 	return wire.Entry(e, req.OutputMask), nil
 }
@@ -39,11 +44,15 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 	resp := &entryv1.BatchCreateEntryResponse{Results: make([]*entryv1.BatchCreateEntryResponse_Result, len(req.Entries))}
 	var good []*selectors.Entry
 	var places []int
+	scope := gate.ScopeOf(ctx)
 	for i, p := range req.Entries {
 		e := &selectors.Entry{ID: p.GetId()}
 		var err error = &entries.InvalidError{Reason: "missing entry"}
 		if p != nil {
 			err = wire.SetEntry(e, p, nil)
+		}
+		if err == nil {
+			err = scope.Entry(e)
 		}
 		if err != nil {
 			resp.Results[i] = &entryv1.BatchCreateEntryResponse_Result{Status: wire.EntryStatus("create", err)}
@@ -53,7 +62,7 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 	}
 	for i, res := range s.cfg.Entries.Create(ctx, good) {
 		out := &entryv1.BatchCreateEntryResponse_Result{Status: wire.EntryStatus("create", res.Err)}
-		if res.Entry != nil { // also the similar one that is in the way
+		if res.Entry != nil && scope.Entry(res.Entry) == nil { // also the similar one that is in the way
 			out.Entry = wire.Entry(res.Entry, req.OutputMask)
 		}
 		resp.Results[places[i]] = out
@@ -63,9 +72,10 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entryv1.BatchC
 
 // BatchUpdateEntry replaces the fields of the input mask; all fields without one.
 func (s *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchUpdateEntryRequest) (*entryv1.BatchUpdateEntryResponse, error) {
+	scope := gate.ScopeOf(ctx)
 	updates := make([]entries.Update, len(req.Entries))
 	for i, p := range req.Entries {
-		updates[i] = entries.Update{ID: p.GetId(), Change: func(e *selectors.Entry) error { return wire.SetEntry(e, p, req.InputMask) }}
+		updates[i] = entries.Update{ID: p.GetId(), Change: s.change(scope, p, req.InputMask)}
 	}
 	resp := &entryv1.BatchUpdateEntryResponse{}
 	for _, res := range s.cfg.Entries.Update(ctx, updates) {
@@ -78,21 +88,62 @@ func (s *entryService) BatchUpdateEntry(ctx context.Context, req *entryv1.BatchU
 	return resp, nil
 }
 
+// change is what an update does to the stored entry. Within a scope it is judged before, as it is and
+// as it is to be, and must not have changed when it is written.
+func (s *entryService) change(scope gate.Scope, p *types.Entry, mask *types.EntryMask) func(*selectors.Entry) error {
+	apply := func(e *selectors.Entry) error { return wire.SetEntry(e, p, mask) }
+	if scope.All() {
+		return apply
+	}
+	refuse := func(err error) func(*selectors.Entry) error { return func(*selectors.Entry) error { return err } }
+	old := s.cfg.Entries.Get(p.GetId())
+	if old == nil {
+		return refuse(entries.ErrNotFound)
+	}
+	revision := old.Revision
+	if err := scope.Entry(old); err != nil {
+		return refuse(err)
+	}
+	if err := apply(old); err != nil {
+		return refuse(err)
+	}
+	if err := scope.Entry(old); err != nil {
+		return refuse(err)
+	}
+	return func(e *selectors.Entry) error {
+		if e.Revision != revision {
+			return status.Error(codes.Aborted, "the entry was changed at the same time; call again")
+		}
+		return apply(e)
+	}
+}
+
 // BatchDeleteEntry deletes entries by id.
 func (s *entryService) BatchDeleteEntry(ctx context.Context, req *entryv1.BatchDeleteEntryRequest) (*entryv1.BatchDeleteEntryResponse, error) {
-	resp := &entryv1.BatchDeleteEntryResponse{}
-	for i, res := range s.cfg.Entries.Delete(ctx, req.Ids) {
-		out := &entryv1.BatchDeleteEntryResponse_Result{Id: req.Ids[i], Status: wire.EntryStatus("delete", res.Err)}
-		if req.Ids[i] == "" {
-			out.Status = wire.ItemStatus(status.Error(codes.InvalidArgument, "missing entry ID"))
+	resp := &entryv1.BatchDeleteEntryResponse{Results: make([]*entryv1.BatchDeleteEntryResponse_Result, len(req.Ids))}
+	scope := gate.ScopeOf(ctx)
+	var ids []string
+	var places []int
+	for i, id := range req.Ids {
+		var err error
+		if e := s.cfg.Entries.Get(id); id == "" {
+			err = status.Error(codes.InvalidArgument, "missing entry ID")
+		} else if e != nil {
+			err = scope.Entry(e)
 		}
-		resp.Results = append(resp.Results, out)
+		if err == nil {
+			ids, places = append(ids, id), append(places, i)
+		}
+		resp.Results[i] = &entryv1.BatchDeleteEntryResponse_Result{Id: id, Status: wire.ItemStatus(err)}
+	}
+	for i, res := range s.cfg.Entries.Delete(ctx, ids) {
+		resp.Results[places[i]].Status = wire.EntryStatus("delete", res.Err)
 	}
 	return resp, nil
 }
 
 // ListEntries lists the entries that pass the filter in creation order.
-func (s *entryService) ListEntries(_ context.Context, req *entryv1.ListEntriesRequest) (*entryv1.ListEntriesResponse, error) {
+func (s *entryService) ListEntries(ctx context.Context, req *entryv1.ListEntriesRequest) (*entryv1.ListEntriesResponse, error) {
 	f, err := wire.ReadEntryFilter(s.cfg.TrustDomain, req.GetFilter())
 	if err != nil {
 		return nil, err
@@ -103,16 +154,27 @@ func (s *entryService) ListEntries(_ context.Context, req *entryv1.ListEntriesRe
 	}
 	resp := &entryv1.ListEntriesResponse{NextPageToken: next}
 	for _, e := range list {
-		resp.Entries = append(resp.Entries, wire.Entry(e, req.OutputMask))
+		if gate.ScopeOf(ctx).Entry(e) == nil {
+			resp.Entries = append(resp.Entries, wire.Entry(e, req.OutputMask))
+		}
 	}
 	return resp, nil
 }
 
 // CountEntries counts the entries that pass the filter.
-func (s *entryService) CountEntries(_ context.Context, req *entryv1.CountEntriesRequest) (*entryv1.CountEntriesResponse, error) {
+func (s *entryService) CountEntries(ctx context.Context, req *entryv1.CountEntriesRequest) (*entryv1.CountEntriesResponse, error) {
 	f, err := wire.ReadEntryFilter(s.cfg.TrustDomain, req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
-	return &entryv1.CountEntriesResponse{Count: int32(s.cfg.Entries.Count(f))}, nil
+	scope := gate.ScopeOf(ctx)
+	if scope.All() {
+		return &entryv1.CountEntriesResponse{Count: int32(s.cfg.Entries.Count(f))}, nil
+	}
+	list, _, err := s.cfg.Entries.List(f, 0, "")
+	if err != nil {
+		return nil, wire.Error(fmt.Errorf("failed to count entries: %w", err))
+	}
+	within := slices.DeleteFunc(list, func(e *selectors.Entry) bool { return scope.Entry(e) != nil })
+	return &entryv1.CountEntriesResponse{Count: int32(len(within))}, nil
 }

@@ -5,7 +5,6 @@ package api
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -17,6 +16,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
 )
@@ -27,8 +27,8 @@ type nodeService struct {
 	*Server
 }
 
-// Watch pushes the caller's entries and the trust bundle, and ends when the caller is no
-// longer admitted.
+// Watch pushes the caller's entries, the trust bundle and those that the entries federate with, and
+// ends when the caller is no longer admitted.
 func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -36,9 +36,11 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 	}
 	ctx, leave := s.whileAdmitted(stream.Context())
 	defer leave()
-	defer s.acknowledged(gate.CallerOf(ctx).ID, first.BundleSequence, stream)()
-	deltas := s.deltas(ctx, gate.CallerOf(ctx).ID, first.Resume)
-	var bundleChanged <-chan struct{} // nil until the first, full message
+	agent := gate.CallerOf(ctx).ID
+	defer s.cfg.Streams.acknowledged(agent, first.BundleSequence, stream)()
+	deltas := s.deltas(ctx, agent, first.Resume)
+	known := &foreignBundles{s: s.Server, agent: agent, sent: map[spiffeid.TrustDomain]*federation.Bundle{}}
+	var bundleChanged, foreignChanged <-chan struct{} // nil until the first, full message
 	var revision int64
 	for {
 		msg := &nodev1.WatchResponse{Revision: revision}
@@ -53,8 +55,14 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 			if bundleChanged == nil {
 				msg.Bundle, bundleChanged = s.bundle()
 			}
+			foreignChanged = known.update(msg)
 		case <-bundleChanged:
 			msg.Bundle, bundleChanged = s.bundle()
+		case <-foreignChanged:
+			foreignChanged = known.update(msg)
+			if len(msg.Federated)+len(msg.FederatedRemoved) == 0 {
+				continue
+			}
 		}
 		if err := stream.Send(msg); err != nil {
 			return err
@@ -67,7 +75,7 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := gate.CallerOf(ctx)
-	changed, leave := s.watchers.enter(c.ID)
+	changed, leave := s.cfg.Streams.enter(c.ID)
 	go func() {
 		defer leave()
 		expired := time.NewTimer(c.Cert.NotAfter.Sub(s.cfg.Now()))
@@ -83,7 +91,7 @@ func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func(
 				return
 			case <-changed:
 			case <-expired.C:
-			case <-s.watchers.stopped:
+			case <-s.cfg.Streams.stopped:
 				cancel(status.Error(codes.Unavailable, "the server is stopping; call again"))
 				return
 			}
@@ -148,38 +156,4 @@ func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID, resume []by
 		}
 	}()
 	return out
-}
-
-// SignX509SVID signs for a process that the agent describes. The selectors are derived here,
-// from the facts; the agent's word for a selector is never taken.
-func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVIDRequest) (*nodev1.SignX509SVIDResponse, error) {
-	agent := gate.CallerOf(ctx).ID
-	csr, err := wire.ReadCSR(req.Csr)
-	if err != nil {
-		return nil, err
-	}
-	facts, err := wire.ReadFacts(req.Facts)
-	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "malformed facts: %v", err)
-	}
-	e := s.cfg.Entries.AuthorizedEntry(agent, s.nodeSelectors(agent), req.EntryId)
-	if e == nil {
-		return nil, status.Error(codes.NotFound, "entry not found or not authorized")
-	}
-	want := e.SelectorSet()
-	if len(want) == 0 {
-		return nil, status.Error(codes.FailedPrecondition, "the entry has no selectors and matches nothing")
-	}
-	if missing := want.Missing(selectors.Derive(facts)); len(missing) > 0 {
-		return nil, status.Errorf(codes.FailedPrecondition, "the evidence does not satisfy entry %s: missing %s", e.ID, strings.Join(missing.Strings(), ", "))
-	}
-	if err := s.fresh(ctx, agent); err != nil {
-		return nil, err
-	}
-	chain, err := s.signEntry(e, csr)
-	if err != nil {
-		return nil, err
-	}
-	s.issued(e, agent, chain[0], facts.Tier.String(), "pid", facts.Process.TGID, "exec_id", facts.Process.ExecID, "boot_id", facts.Process.BootID, "executable", facts.Executable.Path, "sha256", facts.Executable.SHA256)
-	return &nodev1.SignX509SVIDResponse{Svid: wire.SVID(e.SPIFFEID, chain)}, nil
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm/policy"
@@ -93,11 +94,15 @@ func open(t *testing.T, continuous Continuous, attestor string) *site {
 	own := must(t, newKey(), nil)
 	chain, err := signer.SignAgent(spiffeid.RequireFromPath(td, "/spire/server"), own.Public())
 	must(t, chain, err)
+	others, err := federation.Open(t.Context(), federation.Config{Store: store, TrustDomain: td, Entries: s.entries, Logger: log})
+	must(t, others, err)
+	t.Cleanup(others.Close)
+	streams := NewStreams()
 	api := New(Config{
-		TrustDomain: td, Entries: s.entries, Signer: signer, Nodes: s.nodes, Continuous: continuous, Logger: log,
+		TrustDomain: td, Entries: s.entries, Signer: signer, Federation: others, Nodes: s.nodes, Continuous: continuous, Streams: streams, Logger: log,
 		ServerSVID: func() (*tls.Certificate, error) { return certificate(chain, own), nil },
 	})
-	t.Cleanup(s.nodes.OnChange(api.NodeChanged))
+	t.Cleanup(s.nodes.OnChange(streams.NodeChanged))
 	tcp := must2(t)(net.Listen("tcp", "127.0.0.1:0"))
 	unix := must2(t)(net.Listen("unix", filepath.Join(dir, "s")))
 	ctx, cancel := context.WithCancel(context.Background())

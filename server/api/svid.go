@@ -4,10 +4,10 @@ package api
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
@@ -20,61 +20,119 @@ import (
 	"github.com/assay-id/assay/server/gate"
 )
 
-// svidService is spire.api.server.svid.v1.SVID. JWT- and WIT-SVIDs are not there yet; see
-// unsupported.
+// svidService is spire.api.server.svid.v1.SVID.
 type svidService struct {
 	svidv1.UnimplementedSVIDServer
 	*Server
 }
 
-const maxBatch = 500 // CSRs in one call, SPIRE's burst
+const maxBatch = 500 // items in one call, SPIRE's burst
+
+func checkBatch(n int) error {
+	switch {
+	case n == 0:
+		return status.Error(codes.InvalidArgument, "missing parameters")
+	case n > maxBatch:
+		return status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, maxBatch)
+	}
+	return nil
+}
+
+// trusted looks entries up for an agent that sends no evidence, and says why it must send some.
+type trusted struct {
+	s       *Server
+	agent   spiffeid.ID
+	node    selectors.Set
+	refusal error
+}
+
+func (s *svidService) trusted(ctx context.Context) trusted {
+	agent := gate.CallerOf(ctx).ID
+	t := trusted{s.Server, agent, s.nodeSelectors(agent), s.withoutEvidence(agent)}
+	if t.refusal == nil {
+		t.refusal = s.fresh(ctx, agent)
+	}
+	return t
+}
+
+func (t trusted) prove(entryID string) (proof, error) {
+	if entryID == "" {
+		return proof{}, status.Error(codes.InvalidArgument, "missing entry ID")
+	}
+	e := t.s.cfg.Entries.AuthorizedEntry(t.agent, t.node, entryID)
+	if e == nil {
+		return proof{}, status.Error(codes.NotFound, "entry not found or not authorized")
+	}
+	return proof{entry: e, agent: t.agent}, t.refusal
+}
 
 // BatchNewX509SVID signs for entries of the calling agent without evidence. Results are in the
 // order of the parameters, one each, and always with a status.
 func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
-	switch n := len(req.Params); {
-	case n == 0:
-		return nil, status.Error(codes.InvalidArgument, "missing parameters")
-	case n > maxBatch:
-		return nil, status.Errorf(codes.ResourceExhausted, "rate (%d) exceeds burst size (%d)", n, maxBatch)
+	if err := checkBatch(len(req.Params)); err != nil {
+		return nil, err
 	}
-	agent := gate.CallerOf(ctx).ID
-	node := s.nodeSelectors(agent)
-	lookup := func(id string) *selectors.Entry { return s.cfg.Entries.AuthorizedEntry(agent, node, id) }
-	refusal := s.withoutEvidence(agent)
-	if refusal == nil {
-		refusal = s.fresh(ctx, agent)
-	}
+	t := s.trusted(ctx)
 	resp := &svidv1.BatchNewX509SVIDResponse{}
-	for _, p := range req.Params {
-		e, chain, err := s.newX509SVID(p, lookup, refusal)
+	for _, params := range req.Params {
+		p, chain, err := s.newX509SVID(t, params)
 		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: wire.ItemStatus(err)}
 		if err == nil {
-			result.Svid = wire.SVID(e.SPIFFEID, chain)
-			s.issued(e, agent, chain[0], "none")
+			result.Svid = wire.SVID(p.entry.SPIFFEID, chain)
+			p.issuedX509(ctx, chain[0])
 		}
 		resp.Results = append(resp.Results, result)
 	}
 	return resp, nil
 }
 
-func (s *svidService) newX509SVID(p *svidv1.NewX509SVIDParams, lookup func(string) *selectors.Entry, refusal error) (*selectors.Entry, []*x509.Certificate, error) {
-	if p.GetEntryId() == "" {
-		return nil, nil, status.Error(codes.InvalidArgument, "missing entry ID")
+func (s *svidService) newX509SVID(t trusted, params *svidv1.NewX509SVIDParams) (proof, []*x509.Certificate, error) {
+	if params.GetEntryId() == "" {
+		return proof{}, nil, status.Error(codes.InvalidArgument, "missing entry ID")
 	}
-	csr, err := wire.ReadCSR(p.Csr)
+	csr, err := wire.ReadCSR(params.Csr)
 	if err != nil {
-		return nil, nil, err
+		return proof{}, nil, err
 	}
-	e := lookup(p.EntryId)
-	if e == nil {
-		return nil, nil, status.Error(codes.NotFound, "entry not found or not authorized")
+	p, err := t.prove(params.EntryId)
+	if err != nil {
+		return proof{}, nil, err
 	}
-	if refusal != nil {
-		return nil, nil, refusal
+	chain, err := s.signX509(p.entry, csr.PublicKey)
+	return p, chain, err
+}
+
+// NewJWTSVID signs for an entry of the calling agent without evidence.
+func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	p, err := s.trusted(ctx).prove(req.EntryId)
+	if err != nil {
+		return nil, err
 	}
-	chain, err := s.signEntry(e, csr)
-	return e, chain, err
+	token, err := s.signJWT(ctx, p, req.Audience)
+	return &svidv1.NewJWTSVIDResponse{Svid: wire.JWTSVID(p.entry.SPIFFEID, token)}, err
+}
+
+// BatchNewWITSVID is BatchNewX509SVID for WIT-SVIDs; here too, each result has a status (SPIRE's
+// has none when all is well).
+func (s *svidService) BatchNewWITSVID(ctx context.Context, req *svidv1.BatchNewWITSVIDRequest) (*svidv1.BatchNewWITSVIDResponse, error) {
+	if err := checkBatch(len(req.Params)); err != nil {
+		return nil, err
+	}
+	t := s.trusted(ctx)
+	resp := &svidv1.BatchNewWITSVIDResponse{}
+	for _, params := range req.Params {
+		p, err := t.prove(params.GetEntryId())
+		var token ca.Token
+		if err == nil {
+			token, err = s.signWIT(ctx, p, params.PublicKey, params.SigningAlgorithm)
+		}
+		result := &svidv1.BatchNewWITSVIDResponse_Result{Status: wire.ItemStatus(err)}
+		if err == nil {
+			result.Svid = wire.WITSVID(p.entry.SPIFFEID, token)
+		}
+		resp.Results = append(resp.Results, result)
+	}
+	return resp, nil
 }
 
 // withoutEvidence says why the agent must send evidence, or nil if it need not.
@@ -91,32 +149,37 @@ func (s *Server) withoutEvidence(agent spiffeid.ID) error {
 		"this server signs for agents attested by %q only on evidence; use an Assay agent, or add %q to allow_without_evidence in the server's configuration", kind, kind)
 }
 
-func (s *Server) signEntry(e *selectors.Entry, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
-	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: e.SPIFFEID, PublicKey: csr.PublicKey, TTL: e.X509SVIDTTL, DNSNames: e.DNSNames})
+func (s *Server) signX509(e *selectors.Entry, key crypto.PublicKey) ([]*x509.Certificate, error) {
+	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: e.SPIFFEID, PublicKey: key, TTL: e.X509SVIDTTL, DNSNames: e.DNSNames})
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
 	}
 	return chain, nil
 }
 
-// issued records who was given what, and on how strong evidence.
-func (s *Server) issued(e *selectors.Entry, agent spiffeid.ID, cert *x509.Certificate, evidence string, more ...any) {
-	s.cfg.Logger.Info("X.509-SVID signed", append([]any{"spiffe_id", e.SPIFFEID, "entry", e.ID, "agent", agent,
-		"serial", cert.SerialNumber, "expires_at", cert.NotAfter, "evidence", evidence}, more...)...)
+func (s *Server) signJWT(ctx context.Context, p proof, audience []string) (ca.Token, error) {
+	token, err := s.cfg.Signer.SignJWT(ca.JWTRequest{ID: p.entry.SPIFFEID, Audience: audience, TTL: p.entry.JWTSVIDTTL, JTI: includeJTI(p.entry)})
+	if err != nil {
+		return token, wire.Error(fmt.Errorf("failed to sign JWT-SVID: %w", err))
+	}
+	p.issued(ctx, "JWT-SVID", token.ExpiresAt, "kid", token.KeyID, "audience", audience)
+	return token, nil
 }
 
-// MintX509SVID signs what an operator's CSR asks for.
-func (s *svidService) MintX509SVID(_ context.Context, req *svidv1.MintX509SVIDRequest) (*svidv1.MintX509SVIDResponse, error) {
-	csr, id, err := wire.ReadMintCSR(s.cfg.TrustDomain, req.Csr)
+// signWIT: a WIT-SVID lives as long as an X.509-SVID, since it too is bound to a key (as SPIRE).
+func (s *Server) signWIT(ctx context.Context, p proof, publicKey []byte, algorithm string) (ca.Token, error) {
+	key, err := wire.ReadPublicKey(publicKey)
 	if err != nil {
-		return nil, err
+		return ca.Token{}, err
 	}
-	chain, err := s.cfg.Signer.SignWorkload(ca.Request{
-		ID: id, PublicKey: csr.PublicKey, TTL: time.Duration(req.Ttl) * time.Second, DNSNames: csr.DNSNames, Subject: csr.Subject,
-	})
+	token, err := s.cfg.Signer.SignWIT(ca.WITRequest{ID: p.entry.SPIFFEID, PublicKey: key, Algorithm: algorithm, TTL: p.entry.X509SVIDTTL, JTI: includeJTI(p.entry)})
 	if err != nil {
-		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
+		return token, wire.Error(fmt.Errorf("failed to sign WIT-SVID: %w", err))
 	}
-	s.cfg.Logger.Info("X.509-SVID minted for an operator", "spiffe_id", id, "serial", chain[0].SerialNumber, "expires_at", chain[0].NotAfter)
-	return &svidv1.MintX509SVIDResponse{Svid: wire.SVID(id, chain)}, nil
+	p.issued(ctx, "WIT-SVID", token.ExpiresAt, "kid", token.KeyID)
+	return token, nil
+}
+
+func includeJTI(e *selectors.Entry) bool {
+	return e.Attributes != nil && e.Attributes.JWTSVIDIncludeJTI
 }

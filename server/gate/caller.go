@@ -4,7 +4,10 @@ package gate
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
+	"log/slog"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -25,11 +28,16 @@ type Caller struct {
 }
 
 // Operator names the caller where records say who did something.
-func (c Caller) Operator() string {
-	if c.local {
-		return "operator " + c.user
+func (c Caller) Operator() string { return "operator " + c.name() }
+
+func (c Caller) name() string {
+	switch {
+	case c.local:
+		return c.user
+	case c.Cert == nil:
+		return "anonymous"
 	}
-	return "operator " + c.ID.String()
+	return c.ID.String()
 }
 
 type callerKey struct{}
@@ -40,20 +48,25 @@ func CallerOf(ctx context.Context) Caller {
 	return c
 }
 
-func (g *Gate) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	ctx, err := g.admit(ctx, info.FullMethod)
-	if err != nil {
+func (g *Gate) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	ctx, done := g.begin(ctx, info.FullMethod)
+	defer func() { done(err) }()
+	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
-	if why := unsupported[info.FullMethod]; why != "" {
-		return nil, status.Error(codes.Unimplemented, why)
+	if err := g.limit(ctx, info.FullMethod, max(1, g.cfg.Weight(req))); err != nil {
+		return nil, err
 	}
 	return handle(ctx, req)
 }
 
-func (g *Gate) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	ctx, err := g.admit(stream.Context(), info.FullMethod)
-	if err != nil {
+func (g *Gate) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	ctx, done := g.begin(stream.Context(), info.FullMethod)
+	defer func() { done(err) }()
+	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
+		return err
+	}
+	if err := g.limit(ctx, info.FullMethod, 1); err != nil {
 		return err
 	}
 	return handle(srv, &guardedStream{stream, ctx})
@@ -66,8 +79,32 @@ type guardedStream struct {
 
 func (g *guardedStream) Context() context.Context { return g.ctx }
 
-// admit identifies the caller and checks the table. The order is SPIRE's: anyone, local,
-// admin, downstream, agent.
+type logKey struct{}
+
+// Log returns the logger of a call: each line names the call and who made it.
+func Log(ctx context.Context) *slog.Logger {
+	if log, ok := ctx.Value(logKey{}).(*slog.Logger); ok {
+		return log
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// begin gives the call its logger, and at its end a line at debug level.
+func (g *Gate) begin(ctx context.Context, method string) (context.Context, func(error)) {
+	who := "unknown"
+	c, err := identify(ctx)
+	if err == nil {
+		who = c.name()
+	}
+	log := g.cfg.Logger.With("request_id", rand.Text(), "caller", who)
+	start := g.cfg.Now()
+	return context.WithValue(ctx, logKey{}, log), func(err error) {
+		log.Debug("call", "method", method, "code", status.Code(err), "duration", g.cfg.Now().Sub(start), "error", err)
+	}
+}
+
+// admit identifies the caller and checks the table. The order is SPIRE's: anyone, local, admin,
+// downstream, agent; roles come last.
 func (g *Gate) admit(ctx context.Context, method string) (context.Context, error) {
 	c, err := identify(ctx)
 	if err != nil {
@@ -75,13 +112,20 @@ func (g *Gate) admit(ctx context.Context, method string) (context.Context, error
 	}
 	ctx = context.WithValue(ctx, callerKey{}, c)
 	allowed := permissions[method]
-	switch {
-	case allowed&anyone != 0, allowed&local != 0 && c.local, allowed&g.roles(c) != 0:
+	if allowed&anyone != 0 || allowed&local != 0 && c.local || allowed&g.roles(c) != 0 {
 		return ctx, nil
-	case allowed&agent == 0 || c.local || c.Cert == nil:
-		return nil, denied(method)
 	}
-	return ctx, g.cfg.Admitted(ctx, c, denied(method))
+	err = denied(method)
+	if allowed&agent != 0 && !c.local && c.Cert != nil {
+		err = g.cfg.Admitted(ctx, c, err)
+	}
+	if err == nil {
+		return ctx, nil
+	}
+	if ctx, ok := g.scoped(ctx, c, method); ok {
+		return ctx, nil
+	}
+	return nil, err
 }
 
 func denied(method string) error {
@@ -116,14 +160,14 @@ func identify(ctx context.Context) (Caller, error) {
 	return Caller{ID: id, Cert: certs[0]}, nil
 }
 
-// roles are what registration entries grant to the caller's SPIFFE ID.
+// roles are what registration entries and the configuration grant to the caller's SPIFFE ID.
 func (g *Gate) roles(c Caller) access {
 	if c.Cert == nil {
 		return 0
 	}
 	var r access
 	isAdmin, isDownstream := g.cfg.Roles(c.ID)
-	if isAdmin {
+	if isAdmin || slices.Contains(g.cfg.AdminIDs, c.ID) {
 		r |= admin
 	}
 	if isDownstream {

@@ -6,13 +6,15 @@
 //	            TCP, TLS, client certificate optional      Unix socket, plain, mode 0770
 //	caller      anyone, or the holder of an SVID            "local": whoever may open the socket
 //
-// Who may call what is one table in table.go.
+// Who may call what is one table in table.go: by what the caller is, or by a role (role.go) that is
+// bounded to some entries, nodes and bundles. limit.go holds back who calls too often.
 package gate
 
 import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net"
 	"slices"
 	"time"
@@ -23,26 +25,37 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Config of a gate. All of it is needed.
+// Config of a gate. All of it is needed but for what may be empty.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
-	// Authorities returns those that clients' SVIDs must be signed by, as of now.
-	Authorities func() []*x509.Certificate
+	// Authorities returns those that clients' SVIDs of a trust domain must be signed by, as of now;
+	// of another trust domain than ours only who is an admin or has a role comes in.
+	Authorities func(td spiffeid.TrustDomain) []*x509.Certificate
 	// ServerSVID returns the server's present certificate, leaf first, with its key.
 	ServerSVID func() (*tls.Certificate, error)
 	// Roles tells what registration entries make of the holder of an SVID.
 	Roles func(id spiffeid.ID) (admin, downstream bool)
+	// AdminIDs are admins by configuration, also of other trust domains. May be empty.
+	AdminIDs []spiffeid.ID
+	// Scoped roles. May be empty.
+	Scoped []*Role
+	// Limits of callers.
+	Limits Limits
+	// Weight is how many calls a message stands for, for limits; below 1 counts as 1.
+	Weight func(req any) int
 	// Admitted returns nil if c holds the active SVID of an admitted node, or else what to
 	// answer; denied is what others are answered.
 	Admitted func(ctx context.Context, c Caller, denied error) error
 	// Stopping is called once, before the calls that are running get their time to finish.
 	Stopping func()
+	Logger   *slog.Logger
 	Now      func() time.Time
 }
 
 // Gate guards the server's two listeners.
 type Gate struct {
 	cfg       Config
+	limits    map[string]*buckets // by method
 	tcp, unix *grpc.Server
 }
 
@@ -57,7 +70,7 @@ const (
 
 // New makes a gate before the services that register adds; Serve opens it.
 func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
-	g := &Gate{cfg: cfg}
+	g := &Gate{cfg: cfg, limits: limitsOf(cfg.Limits, cfg.Now)}
 	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
 	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}), grpc.MaxRecvMsgSize(maxFromOperators))...)
 	g.tcp = grpc.NewServer(append(guards,

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
@@ -37,9 +38,9 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s is open to anyone", method)
 		}
 	}
-	for method := range unsupported {
-		if permissions[method] == 0 {
-			t.Errorf("%s is unsupported, and nobody may call it anyway", method)
+	for method := range verbs {
+		if permissions[method]&operators != operators {
+			t.Errorf("a role may allow %s, which is not the operators' own", method)
 		}
 	}
 }
@@ -49,9 +50,10 @@ const (
 	attest   = "/spire.api.server.agent.v1.Agent/AttestAgent"
 	renew    = "/spire.api.server.agent.v1.Agent/RenewAgent"
 	list     = "/spire.api.server.agent.v1.Agent/ListAgents"
-	nest     = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA" // and unsupported
+	nest     = "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA"
 	info     = "/spire.api.server.debug.v1.Debug/GetInfo"
 	unlisted = "/spire.api.server.agent.v1.Agent/Unlisted"
+	write    = "/spire.api.server.agent.v1.Agent/BanAgent"
 )
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
@@ -103,6 +105,10 @@ type site struct {
 	called    Caller
 	binding   []byte
 	stopped   int
+	foreign   map[spiffeid.TrustDomain][]*x509.Certificate
+	roles     []*Role
+	limits    Limits
+	logs      lockedBuffer
 	stop      func() error
 }
 
@@ -110,13 +116,23 @@ type site struct {
 const (
 	adminID, downstreamID, workloadID = "spiffe://example.org/admin", "spiffe://example.org/below", "spiffe://example.org/w"
 	nodeID                            = "spiffe://example.org/spire/agent/x/1"
+	foreignAdminID                    = "spiffe://elsewhere.org/admin"
 )
 
-func open(t *testing.T, a *authority, now func() time.Time) *site {
+func open(t *testing.T, a *authority, now func() time.Time, opts ...func(*site)) *site {
 	s := &site{}
+	for _, o := range opts {
+		o(s)
+	}
 	own := a.svid(t, "spiffe://example.org/spire/server", time.Hour)
 	g := New(Config{
-		TrustDomain: td, Authorities: func() []*x509.Certificate { return []*x509.Certificate{a.cert} },
+		TrustDomain: td, Authorities: func(of spiffeid.TrustDomain) []*x509.Certificate {
+			if of == td {
+				return []*x509.Certificate{a.cert}
+			}
+			return s.foreign[of]
+		},
+		AdminIDs: []spiffeid.ID{spiffeid.RequireFromString(foreignAdminID)}, Scoped: s.roles, Limits: s.limits, Weight: func(any) int { return 1 }, Logger: slog.New(slog.NewTextHandler(&s.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		ServerSVID: func() (*tls.Certificate, error) { return own, nil },
 		Roles: func(id spiffeid.ID) (admin, downstream bool) {
 			return id.String() == adminID, id.String() == downstreamID
@@ -148,7 +164,7 @@ func open(t *testing.T, a *authority, now func() time.Time) *site {
 // register serves the methods of each kind on both listeners: the gate has to tell them apart.
 func (s *site) register(tcp, unix grpc.ServiceRegistrar) {
 	services := map[string]*grpc.ServiceDesc{}
-	for _, method := range []string{attest, renew, list, nest, info, unlisted} {
+	for _, method := range []string{attest, renew, list, nest, info, write, unlisted} {
 		i := strings.LastIndex(method, "/")
 		d := services[method[1:i]]
 		if d == nil {
@@ -215,7 +231,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"a workload", s.overTLS(t, a.svid(t, workloadID, time.Hour)), yes, no, no, no, no, no},
 		{"a node", s.overTLS(t, a.svid(t, nodeID, time.Hour)), yes, yes, no, no, no, no},
 		{"an admin", s.overTLS(t, a.svid(t, adminID, time.Hour)), yes, no, yes, no, no, no},
-		{"a server below", s.overTLS(t, a.svid(t, downstreamID, time.Hour)), yes, no, no, codes.Unimplemented, no, no},
+		{"a server below", s.overTLS(t, a.svid(t, downstreamID, time.Hour)), yes, no, no, yes, no, no},
 		{"an operator", dial(t, "unix:"+s.unix, insecure.NewCredentials()), yes, no, yes, no, yes, no},
 	} {
 		for method, want := range map[string]codes.Code{attest: c.attest, renew: c.renew, list: c.list, nest: c.nest, info: c.info, unlisted: c.other} {

@@ -61,6 +61,31 @@ var permissions = map[string]access{
 	"/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle":    operators,
 	"/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle": operators,
 
+	"/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships":       operators,
+	"/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship":         operators,
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship": operators,
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship": operators,
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship": operators,
+	"/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle":                     operators,
+
+	"/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState":       operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/PrepareX509Authority":        operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/ActivateX509Authority":       operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority":          operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509Authority":         operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState":        operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority":         operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority":        operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/TaintJWTAuthority":           operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/RevokeJWTAuthority":          operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/GetWITAuthorityState":        operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/PrepareWITAuthority":         operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/ActivateWITAuthority":        operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/TaintWITAuthority":           operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/RevokeWITAuthority":          operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/TaintX509UpstreamAuthority":  operators,
+	"/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509UpstreamAuthority": operators,
+
 	"/assay.node.v1.Node/Watch":        agent,
 	"/assay.node.v1.Node/SignX509SVID": agent,
 	"/assay.node.v1.Node/SignJWTSVID":  agent,
@@ -79,40 +104,68 @@ var permissions = map[string]access{
 	"/assay.nodeadmin.v1.NodeAdmin/ListRoots":       operators,
 	"/assay.nodeadmin.v1.NodeAdmin/CheckNodes":      operators,
 
-	"/spire.api.server.debug.v1.Debug/GetInfo": local,
-	"/grpc.health.v1.Health/Check":             local,
-	"/grpc.health.v1.Health/List":              local,
-	"/grpc.health.v1.Health/Watch":             local,
+	"/spire.api.server.debug.v1.Debug/GetInfo":         local,
+	"/spire.api.server.logger.v1.Logger/GetLogger":     local,
+	"/spire.api.server.logger.v1.Logger/SetLogLevel":   local,
+	"/spire.api.server.logger.v1.Logger/ResetLogLevel": local,
+	"/grpc.health.v1.Health/Check":                     local,
+	"/grpc.health.v1.Health/List":                      local,
+	"/grpc.health.v1.Health/Watch":                     local,
 }
 
-const (
-	noJWT        = "JWT-SVIDs are not issued by this version of the server; use X.509-SVIDs"
-	noWIT        = "WIT-SVIDs are not issued by this version of the server; use X.509-SVIDs"
-	noFederation = "federation is not supported by this version of the server"
-	noNesting    = "nested servers are not supported by this version of the server"
-	noAppend     = "authorities can not be added by hand in this version of the server; its CA publishes its own"
-)
+// verbs are the methods that a role may allow, by the name under which it does. Each of them looks
+// at every single entry, node or trust domain that it is about (Scope).
+var verbs = map[string]string{
+	"/spire.api.server.entry.v1.Entry/CountEntries":     "entry.read",
+	"/spire.api.server.entry.v1.Entry/ListEntries":      "entry.read",
+	"/spire.api.server.entry.v1.Entry/GetEntry":         "entry.read",
+	"/spire.api.server.entry.v1.Entry/BatchCreateEntry": "entry.write",
+	"/spire.api.server.entry.v1.Entry/BatchUpdateEntry": "entry.write",
+	"/spire.api.server.entry.v1.Entry/BatchDeleteEntry": "entry.write",
 
-// unsupported are the methods of SPIRE's services that answer Unimplemented, and why. SPIRE's
-// agents take that code as final; most others they repeat for half a minute.
-var unsupported = map[string]string{
-	"/spire.api.server.svid.v1.SVID/MintJWTSVID":         noJWT,
-	"/spire.api.server.svid.v1.SVID/NewJWTSVID":          noJWT,
-	"/spire.api.server.svid.v1.SVID/MintWITSVID":         noWIT,
-	"/spire.api.server.svid.v1.SVID/BatchNewWITSVID":     noWIT,
-	"/spire.api.server.svid.v1.SVID/NewDownstreamX509CA": noNesting,
+	"/spire.api.server.agent.v1.Agent/CountAgents": "node.read",
+	"/spire.api.server.agent.v1.Agent/ListAgents":  "node.read",
+	"/spire.api.server.agent.v1.Agent/GetAgent":    "node.read",
+	"/spire.api.server.agent.v1.Agent/BanAgent":    "node.write",
+	"/spire.api.server.agent.v1.Agent/DeleteAgent": "node.write",
+	"/assay.nodeadmin.v1.NodeAdmin/ListNodes":      "node.read",
+	"/assay.nodeadmin.v1.NodeAdmin/GetNode":        "node.read",
+	"/assay.nodeadmin.v1.NodeAdmin/Approve":        "node.write",
+	"/assay.nodeadmin.v1.NodeAdmin/Suspend":        "node.write",
+	"/assay.nodeadmin.v1.NodeAdmin/Readmit":        "node.write",
+	"/assay.nodeadmin.v1.NodeAdmin/Ban":            "node.write",
 
-	"/assay.node.v1.Node/SignJWTSVID": noJWT,
-	"/assay.node.v1.Node/SignWITSVID": noWIT,
-
-	"/spire.api.server.bundle.v1.Bundle/AppendBundle":               noAppend,
-	"/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority":        noNesting,
-	"/spire.api.server.bundle.v1.Bundle/PublishWITAuthority":        noNesting,
-	"/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle": noFederation,
-	"/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle": noFederation,
-	"/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle":    noFederation,
-	"/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle": noFederation,
+	"/spire.api.server.bundle.v1.Bundle/ListFederatedBundles":                        "bundle.read",
+	"/spire.api.server.bundle.v1.Bundle/GetFederatedBundle":                          "bundle.read",
+	"/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle":                  "bundle.write",
+	"/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle":                  "bundle.write",
+	"/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle":                     "bundle.write",
+	"/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle":                  "bundle.write",
+	"/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships":       "bundle.read",
+	"/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship":         "bundle.read",
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship": "bundle.write",
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship": "bundle.write",
+	"/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship": "bundle.write",
+	"/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle":                     "bundle.write",
 }
 
 // Methods are those that somebody may call, in order.
 func Methods() []string { return slices.Sorted(maps.Keys(permissions)) }
+
+// Callers says in words who may call a method.
+func Callers(method string) []string {
+	names := []struct {
+		bit  access
+		name string
+	}{{anyone, "anyone"}, {local, "socket"}, {admin, "admin"}, {downstream, "downstream"}, {agent, "agent"}}
+	var out []string
+	for _, n := range names {
+		if permissions[method]&n.bit != 0 {
+			out = append(out, n.name)
+		}
+	}
+	if verb := verbs[method]; verb != "" {
+		out = append(out, "role with "+verb)
+	}
+	return out
+}

@@ -13,8 +13,8 @@ import (
 )
 
 // tlsConfig asks for a client certificate but does not require one: an agent that attests has
-// none. One that is presented must be an SVID of our trust domain under the present bundle, or
-// the handshake fails. Tickets are off, so that every connection is judged anew.
+// none. One that is presented must be an SVID of our trust domain, or of one that the configuration
+// names, under the present bundle of that trust domain, or the handshake fails. Tickets are off, so that every connection is judged anew.
 func (g *Gate) tlsConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS12,
@@ -38,8 +38,8 @@ func (g *Gate) verifyClient(raw [][]byte) error {
 	if err != nil {
 		return fmt.Errorf("client certificate: %w", err)
 	}
-	if id.TrustDomain() != g.cfg.TrustDomain {
-		return fmt.Errorf("client certificate: %s is not of trust domain %s", id, g.cfg.TrustDomain.Name())
+	if id.TrustDomain() != g.cfg.TrustDomain && !g.named(id) {
+		return fmt.Errorf("client certificate: %s is not of trust domain %s, and the configuration does not name it", id, g.cfg.TrustDomain.Name())
 	}
 	return nil
 }
@@ -48,8 +48,5 @@ func (g *Gate) verifyClient(raw [][]byte) error {
 type bundleSource struct{ *Gate }
 
 func (b bundleSource) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	if td != b.cfg.TrustDomain {
-		return nil, fmt.Errorf("no bundle for trust domain %s", td.Name())
-	}
-	return x509bundle.FromX509Authorities(td, b.cfg.Authorities()), nil
+	return x509bundle.FromX509Authorities(td, b.cfg.Authorities(td)), nil
 }

@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"crypto"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -28,6 +29,18 @@ func ReadCSR(der []byte) (*x509.CertificateRequest, error) {
 		return nil, status.Errorf(codes.InvalidArgument, "invalid CSR signature: %v", err)
 	}
 	return csr, nil
+}
+
+// ReadPublicKey reads the key of a WIT-SVID's holder, PKIX.
+func ReadPublicKey(der []byte) (crypto.PublicKey, error) {
+	if len(der) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "missing public key")
+	}
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "malformed public key: %v", err)
+	}
+	return key, nil
 }
 
 // ReadMintCSR also reads what an operator's CSR asks for: one ID, and DNS names.

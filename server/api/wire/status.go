@@ -5,6 +5,7 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -14,6 +15,7 @@ import (
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
+	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/store"
 )
@@ -29,14 +31,30 @@ func Error(err error) error {
 	return status.Error(codeOf(err), err.Error())
 }
 
+// ErrorTo is Error for something that failed; an error that has a code already stays as it is.
+func ErrorTo(do string, err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return Error(fmt.Errorf("failed to %s: %w", do, err))
+}
+
 func codeOf(err error) codes.Code {
 	switch {
 	case errors.Is(err, store.ErrFull):
 		return codes.ResourceExhausted
-	case errors.Is(err, store.ErrUnavailable), errors.Is(err, ca.ErrStale):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, ca.ErrStale), errors.Is(err, ca.ErrNotReady):
 		return codes.Unavailable
 	case errors.Is(err, store.ErrConflict):
 		return codes.Aborted
+	case errors.Is(err, ca.ErrInvalid), errors.Is(err, federation.ErrInvalid), errors.Is(err, federation.ErrOwn):
+		return codes.InvalidArgument
+	case errors.Is(err, ca.ErrPrecondition), errors.Is(err, federation.ErrFederated):
+		return codes.FailedPrecondition
+	case errors.Is(err, federation.ErrExists):
+		return codes.AlreadyExists
+	case errors.Is(err, federation.ErrNotFound):
+		return codes.NotFound
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
@@ -64,8 +82,8 @@ func EntryStatus(what string, err error) *types.Status {
 	var inv *entries.InvalidError
 	failed := "failed to " + what + " entry"
 	switch {
-	case err == nil:
-		return ItemStatus(nil)
+	case err == nil, status.Code(err) != codes.Unknown:
+		return ItemStatus(err)
 	case errors.As(err, &inv) && inv.Stored:
 		return itemStatus(codes.InvalidArgument, failed+": datastore-validation: "+inv.Reason)
 	case errors.As(err, &inv):

@@ -56,18 +56,20 @@ func SVID(id spiffeid.ID, chain []*x509.Certificate) *types.X509SVID {
 	return p
 }
 
-// Bundle returns the masked fields; the trust domain is always there.
-func Bundle(td spiffeid.TrustDomain, b ca.Bundle, m *types.BundleMask) *types.Bundle {
-	p := &types.Bundle{TrustDomain: td.Name()}
-	if m == nil || m.SequenceNumber {
-		p.SequenceNumber = b.Sequence
+// JWTSVID returns the token as the SVID of id; nil for no token.
+func JWTSVID(id spiffeid.ID, t ca.Token) *types.JWTSVID {
+	if t.Token == "" {
+		return nil
 	}
-	if m == nil || m.X509Authorities {
-		for _, a := range b.X509 {
-			p.X509Authorities = append(p.X509Authorities, &types.X509Certificate{Asn1: a.Cert.Raw, Tainted: a.Tainted})
-		}
+	return &types.JWTSVID{Token: t.Token, Id: ID(id), ExpiresAt: t.ExpiresAt.Unix(), IssuedAt: t.IssuedAt.Unix()}
+}
+
+// WITSVID returns the token as the SVID of id; nil for no token.
+func WITSVID(id spiffeid.ID, t ca.Token) *types.WITSVID {
+	if t.Token == "" {
+		return nil
 	}
-	return p
+	return &types.WITSVID{Token: t.Token, Id: ID(id), ExpiresAt: t.ExpiresAt.Unix(), IssuedAt: t.IssuedAt.Unix()}
 }
 
 // Agent returns the masked fields; the id is always there.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package operate
 
 import (
 	"context"
@@ -22,17 +22,20 @@ import (
 // nodeAdminService is our own assay.nodeadmin.v1.NodeAdmin.
 type nodeAdminService struct {
 	adminv1.UnimplementedNodeAdminServer
-	*Server
+	*Services
 }
 
 // ListNodes lists nodes in the order in which they came, without what makes them long.
-func (s *nodeAdminService) ListNodes(_ context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
-	list, next, err := s.cfg.Nodes.List(nodes.Filter{State: nodes.State(req.State)}, int(req.PageSize), req.PageToken)
+func (s *nodeAdminService) ListNodes(ctx context.Context, req *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
+	list, next, err := s.Nodes.List(nodes.Filter{State: nodes.State(req.State)}, int(req.PageSize), req.PageToken)
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "list nodes: %v", err)
 	}
 	resp := &adminv1.ListNodesResponse{NextPageToken: next}
 	for _, n := range list {
+		if gate.ScopeOf(ctx).Node(n.ID) != nil {
+			continue
+		}
 		p := wire.Node(n, s.device(n))
 		p.Selectors, p.Checks, p.History = nil, nil, nil
 		resp.Nodes = append(resp.Nodes, p)
@@ -41,8 +44,11 @@ func (s *nodeAdminService) ListNodes(_ context.Context, req *adminv1.ListNodesRe
 }
 
 // GetNode returns all that is known of one node.
-func (s *nodeAdminService) GetNode(_ context.Context, req *adminv1.GetNodeRequest) (*adminv1.Node, error) {
-	id, err := wire.ParseAgentID(s.cfg.TrustDomain, req.SpiffeId)
+func (s *nodeAdminService) GetNode(ctx context.Context, req *adminv1.GetNodeRequest) (*adminv1.Node, error) {
+	id, err := wire.ParseAgentID(s.TrustDomain, req.SpiffeId)
+	if err == nil {
+		err = gate.ScopeOf(ctx).Node(id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -51,28 +57,31 @@ func (s *nodeAdminService) GetNode(_ context.Context, req *adminv1.GetNodeReques
 
 // Approve lets a pending node in.
 func (s *nodeAdminService) Approve(ctx context.Context, req *adminv1.ApproveRequest) (*adminv1.Node, error) {
-	return s.change(ctx, req.SpiffeId, "node approved", "", func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Approve(ctx, id, by) })
+	return s.change(ctx, req.SpiffeId, "node approved", "", func(id spiffeid.ID, by string) error { return s.Nodes.Approve(ctx, id, by) })
 }
 
 // Suspend makes a node's SVID count no longer.
 func (s *nodeAdminService) Suspend(ctx context.Context, req *adminv1.SuspendRequest) (*adminv1.Node, error) {
-	return s.change(ctx, req.SpiffeId, "node suspended", req.Reason, func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Suspend(ctx, id, req.Reason, by) })
+	return s.change(ctx, req.SpiffeId, "node suspended", req.Reason, func(id spiffeid.ID, by string) error { return s.Nodes.Suspend(ctx, id, req.Reason, by) })
 }
 
 // Readmit ends a suspension.
 func (s *nodeAdminService) Readmit(ctx context.Context, req *adminv1.ReadmitRequest) (*adminv1.Node, error) {
-	return s.change(ctx, req.SpiffeId, "node readmitted", "", func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Readmit(ctx, id, by) })
+	return s.change(ctx, req.SpiffeId, "node readmitted", "", func(id spiffeid.ID, by string) error { return s.Nodes.Readmit(ctx, id, by) })
 }
 
 // Ban refuses a node until it is evicted.
 func (s *nodeAdminService) Ban(ctx context.Context, req *adminv1.BanRequest) (*adminv1.Node, error) {
-	return s.change(ctx, req.SpiffeId, "node banned", req.Reason, func(id spiffeid.ID, by string) error { return s.cfg.Nodes.Ban(ctx, id, req.Reason, by) })
+	return s.change(ctx, req.SpiffeId, "node banned", req.Reason, func(id spiffeid.ID, by string) error { return s.Nodes.Ban(ctx, id, req.Reason, by) })
 }
 
 const maxReason = 500 // bytes
 
 func (s *nodeAdminService) change(ctx context.Context, text, event, reason string, do func(id spiffeid.ID, by string) error) (*adminv1.Node, error) {
-	id, err := wire.ParseAgentID(s.cfg.TrustDomain, text)
+	id, err := wire.ParseAgentID(s.TrustDomain, text)
+	if err == nil {
+		err = gate.ScopeOf(ctx).Node(id)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,18 +92,18 @@ func (s *nodeAdminService) change(ctx context.Context, text, event, reason strin
 	if err := do(id, by); err != nil {
 		return nil, wire.AgentError(err)
 	}
-	s.cfg.Logger.Info(event, "agent", id, "by", by, "reason", reason)
+	gate.Log(ctx).Info(event, "agent", id, "by", by, "reason", reason)
 	return s.nodeOf(id)
 }
 
 func (s *nodeAdminService) nodeOf(id spiffeid.ID) (*adminv1.Node, error) {
-	n := s.cfg.Nodes.Get(id)
+	n := s.Nodes.Get(id)
 	if n == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no node %s; `assay node list` shows those that there are", id)
 	}
 	p := wire.Node(n, s.device(n))
-	if s.cfg.Continuous != nil {
-		for _, v := range s.cfg.Continuous.Vouched(n.ID) {
+	if s.Judge != nil {
+		for _, v := range s.Judge.Vouched(n.ID) {
 			p.Vouched = append(p.Vouched, wire.Vouched(v))
 		}
 	}
@@ -105,7 +114,7 @@ func (s *nodeAdminService) nodeOf(id spiffeid.ID) (*adminv1.Node, error) {
 func (s *nodeAdminService) device(n *nodes.Node) *nodes.Device {
 	if hash, ok := strings.CutPrefix(n.ID.Path(), "/spire/agent/"+tpm.AttestorType+"/"); ok {
 		if ek, err := nodes.ParseEK(hash); err == nil {
-			return s.cfg.Inventory.Get(ek)
+			return s.Inventory.Get(ek)
 		}
 	}
 	return nil
@@ -116,7 +125,7 @@ const maxDevices = 1000 // in one call
 // ListInventory returns the TPMs that operators listed.
 func (s *nodeAdminService) ListInventory(context.Context, *adminv1.ListInventoryRequest) (*adminv1.ListInventoryResponse, error) {
 	resp := &adminv1.ListInventoryResponse{}
-	for _, d := range s.cfg.Inventory.List() {
+	for _, d := range s.Inventory.List() {
 		resp.Devices = append(resp.Devices, wire.Device(d))
 	}
 	return resp, nil
@@ -136,10 +145,10 @@ func (s *nodeAdminService) AddInventory(ctx context.Context, req *adminv1.AddInv
 		devices = append(devices, d)
 	}
 	by := gate.CallerOf(ctx).Operator()
-	if err := s.cfg.Inventory.Add(ctx, devices, by); err != nil {
+	if err := s.Inventory.Add(ctx, devices, by); err != nil {
 		return nil, wire.Error(err)
 	}
-	s.cfg.Logger.Info("inventory added", "devices", len(devices), "by", by)
+	gate.Log(ctx).Info("inventory added", "devices", len(devices), "by", by)
 	return &adminv1.AddInventoryResponse{}, nil
 }
 
@@ -153,18 +162,18 @@ func (s *nodeAdminService) RemoveInventory(ctx context.Context, req *adminv1.Rem
 		}
 		eks = append(eks, ek)
 	}
-	n, err := s.cfg.Inventory.Remove(ctx, eks)
+	n, err := s.Inventory.Remove(ctx, eks)
 	if err != nil {
 		return nil, wire.Error(err)
 	}
-	s.cfg.Logger.Info("inventory removed", "devices", n, "by", gate.CallerOf(ctx).Operator())
+	gate.Log(ctx).Info("inventory removed", "devices", n, "by", gate.CallerOf(ctx).Operator())
 	return &adminv1.RemoveInventoryResponse{Removed: int32(n)}, nil
 }
 
 // ListRoots returns the CAs of TPM makers that the server trusts.
 func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest) (*adminv1.ListRootsResponse, error) {
 	resp := &adminv1.ListRootsResponse{}
-	for _, c := range s.cfg.EKRoots {
+	for _, c := range s.EKRoots {
 		resp.Certificates = append(resp.Certificates, c.Raw)
 	}
 	return resp, nil
@@ -172,7 +181,7 @@ func (s *nodeAdminService) ListRoots(context.Context, *adminv1.ListRootsRequest)
 
 // CheckNodes tells which nodes the present rules, or those proposed, would refuse, and why.
 func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodesRequest) (*adminv1.CheckNodesResponse, error) {
-	if s.cfg.Continuous == nil {
+	if s.Judge == nil {
 		return nil, status.Error(codes.FailedPrecondition, "this server judges no nodes")
 	}
 	var proposed []*policy.Group
@@ -183,13 +192,13 @@ func (s *nodeAdminService) CheckNodes(_ context.Context, req *adminv1.CheckNodes
 		}
 		proposed = append(proposed, g)
 	}
-	list, _, err := s.cfg.Nodes.List(nodes.Filter{AttestationType: tpm.AttestorType, State: nodes.StateAdmitted}, 0, "")
+	list, _, err := s.Nodes.List(nodes.Filter{AttestationType: tpm.AttestorType, State: nodes.StateAdmitted}, 0, "")
 	if err != nil {
 		return nil, wire.Error(err)
 	}
 	resp := &adminv1.CheckNodesResponse{Judged: int32(len(list))}
 	for _, n := range list {
-		findings, filesKnown, err := s.cfg.Continuous.Check(n, req.Group, proposed)
+		findings, filesKnown, err := s.Judge.Check(n, req.Group, proposed)
 		if err == nil && !filesKnown {
 			resp.FilesUnknown = append(resp.FilesUnknown, n.ID.String())
 		}

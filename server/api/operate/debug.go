@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package operate
 
 import (
 	"context"
@@ -19,23 +19,23 @@ import (
 // debugService is spire.api.server.debug.v1.Debug.
 type debugService struct {
 	debugv1.UnimplementedDebugServer
-	*Server
+	*Services
 }
 
 // GetInfo returns what an operator asks first.
 func (s *debugService) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debugv1.GetInfoResponse, error) {
-	agents, err := s.cfg.Nodes.Count(nodes.Filter{})
+	agents, err := s.Nodes.Count(nodes.Filter{})
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to count agents: %w", err))
 	}
-	own, err := s.cfg.ServerSVID()
+	own, err := s.ServerSVID()
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to get the server's SVID: %w", err))
 	}
 	info := &debugv1.GetInfoResponse{
-		Uptime:       int32(s.cfg.Now().Sub(s.started) / time.Second),
+		Uptime:       int32(s.Now().Sub(s.Started) / time.Second),
 		AgentsCount:  int32(agents),
-		EntriesCount: int32(s.cfg.Entries.Count(entries.Filter{})),
+		EntriesCount: int32(s.Entries.Count(entries.Filter{})),
 	}
 	for _, der := range own.Certificate {
 		cert, err := x509.ParseCertificate(der)

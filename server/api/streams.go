@@ -3,6 +3,7 @@
 package api
 
 import (
+	"maps"
 	"slices"
 	"sync"
 
@@ -11,8 +12,8 @@ import (
 	nodev1 "github.com/assay-id/assay/proto/node"
 )
 
-// watchers are the agents with open streams.
-type watchers struct {
+// Streams are the open streams of agents, and which trust bundle the agents behind them use.
+type Streams struct {
 	stopped chan struct{}
 	once    sync.Once
 
@@ -27,11 +28,12 @@ type feed struct {
 	has   uint64
 }
 
-func newWatchers() *watchers {
-	return &watchers{stopped: make(chan struct{}), byAgent: map[spiffeid.ID]map[chan struct{}]bool{}, feeds: map[*feed]bool{}}
+// NewStreams returns an account without a stream.
+func NewStreams() *Streams {
+	return &Streams{stopped: make(chan struct{}), byAgent: map[spiffeid.ID]map[chan struct{}]bool{}, feeds: map[*feed]bool{}}
 }
 
-func (w *watchers) enter(agent spiffeid.ID) (changed <-chan struct{}, leave func()) {
+func (w *Streams) enter(agent spiffeid.ID) (changed <-chan struct{}, leave func()) {
 	ch := make(chan struct{}, 1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -50,8 +52,8 @@ func (w *watchers) enter(agent spiffeid.ID) (changed <-chan struct{}, leave func
 }
 
 // acknowledged keeps account of the bundle that an agent uses until the returned function is called.
-func (s *Server) acknowledged(agent spiffeid.ID, sequence uint64, stream nodev1.Node_WatchServer) (done func()) {
-	w, f := s.watchers, &feed{agent, sequence}
+func (w *Streams) acknowledged(agent spiffeid.ID, sequence uint64, stream nodev1.Node_WatchServer) (done func()) {
+	f := &feed{agent, sequence}
 	w.mu.Lock()
 	w.feeds[f] = true
 	w.mu.Unlock()
@@ -74,27 +76,26 @@ func (s *Server) acknowledged(agent spiffeid.ID, sequence uint64, stream nodev1.
 }
 
 // Behind names the agents with an open feed that do not use the trust bundle of this sequence
-// number, or a later one, yet.
-func (s *Server) Behind(sequence uint64) []spiffeid.ID {
-	w := s.watchers
+// number, or a later one, yet. SPIRE's agents poll, have no feed and are not among them.
+func (w *Streams) Behind(sequence uint64) []string {
+	behind := map[string]bool{}
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	var behind []spiffeid.ID
 	for f := range w.feeds {
-		if f.has < sequence && !slices.Contains(behind, f.agent) {
-			behind = append(behind, f.agent)
+		if f.has < sequence {
+			behind[f.agent.String()] = true
 		}
 	}
-	return behind
+	w.mu.Unlock()
+	return slices.Sorted(maps.Keys(behind))
 }
 
-func (w *watchers) stop() { w.once.Do(func() { close(w.stopped) }) }
+func (w *Streams) stop() { w.once.Do(func() { close(w.stopped) }) }
 
 // NodeChanged makes the agent's open streams check that it is still admitted.
-func (s *Server) NodeChanged(agent spiffeid.ID) {
-	s.watchers.mu.Lock()
-	defer s.watchers.mu.Unlock()
-	for ch := range s.watchers.byAgent[agent] {
+func (w *Streams) NodeChanged(agent spiffeid.ID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.byAgent[agent] {
 		select {
 		case ch <- struct{}{}:
 		default:
