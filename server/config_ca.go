@@ -9,10 +9,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/assay-id/assay/server/ca"
-	"github.com/assay-id/assay/server/ca/upstream"
 	"github.com/assay-id/assay/server/keys"
 	"github.com/assay-id/assay/tpm/device"
 )
@@ -24,16 +22,6 @@ type KeyManagerConfig struct {
 	Path string `hcl:"path,optional"`
 	// EndorsementPassword of the TPM's endorsement hierarchy, if it has one.
 	EndorsementPassword string `hcl:"endorsement_hierarchy_password,optional"`
-}
-
-// UpstreamConfig is the block `upstream_authority "disk"`.
-type UpstreamConfig struct {
-	Type string `hcl:"type,label"`
-	// CertFilePath and KeyFilePath are the upstream CA's, PEM; they are read for each authority.
-	CertFilePath string `hcl:"cert_file_path,optional"`
-	KeyFilePath  string `hcl:"key_file_path,optional"`
-	// BundleFilePath holds its roots; needed if it is not a root itself.
-	BundleFilePath string `hcl:"bundle_file_path,optional"`
 }
 
 func (p *prepared) readCA() error {
@@ -58,22 +46,6 @@ func (p *prepared) readCA() error {
 		return fmt.Errorf("there is no key_manager %q: write \"disk\", \"memory\" or \"tpm\"", m.Type)
 	}
 	return p.readUpstream()
-}
-
-func (p *prepared) readUpstream() error {
-	u := p.UpstreamAuthority
-	if u == nil {
-		return nil
-	}
-	if u.Type != "disk" {
-		return fmt.Errorf("there is no upstream_authority %q: write \"disk\"", u.Type)
-	}
-	disk := &upstream.Disk{TrustDomain: p.trustDomain, CertPath: u.CertFilePath, KeyPath: u.KeyFilePath, BundlePath: u.BundleFilePath, Now: time.Now}
-	if err := disk.Check(); err != nil {
-		return fmt.Errorf("upstream_authority: %w", err)
-	}
-	p.upstream = disk
-	return nil
 }
 
 // chip is a TPM as the key manager needs it.
@@ -108,20 +80,20 @@ func (s *Server) openCA(ctx context.Context) (err error) {
 		return err
 	}
 	s.ca, err = ca.Open(ctx, ca.Config{
-		Dir: dir, Keys: s.keys, TrustDomain: c.trustDomain, Store: s.store, Upstream: c.upstream, TTL: c.caTTL,
+		Dir: dir, Keys: s.keys, TrustDomain: c.trustDomain, Store: s.store, Upstream: s.openUpstream(), TTL: c.caTTL,
 		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, JWTTTL: c.jwtTTL, JWTIssuer: c.JWTIssuer, Subject: c.subject,
 		X509KeyType: keys.Type(c.CAKeyType), JWTKeyType: keys.Type(c.JWTKeyType), WITKeyType: keys.Type(c.JWTKeyType),
 		MaxAge: c.maxAge, Acked: s.streams.Behind, Logger: s.log,
 	})
 	if err != nil {
-		return errors.Join(err, s.keys.Close())
+		return errors.Join(err, s.closeUpstream(), s.keys.Close())
 	}
 	return nil
 }
 
 func (s *Server) closeCA() {
 	s.ca.Close()
-	if err := s.keys.Close(); err != nil {
-		s.log.Warn("closing the key manager", "error", err)
+	if err := errors.Join(s.closeUpstream(), s.keys.Close()); err != nil {
+		s.log.Warn("closing the CA", "error", err)
 	}
 }

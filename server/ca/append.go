@@ -31,7 +31,7 @@ func (c *CA) Append(ctx context.Context, roots []*x509.Certificate, jwt []KeyAut
 
 // PublishJWT adds a nested server's key, at the upstream too, and returns all JWT authorities.
 func (c *CA) PublishJWT(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error) {
-	above, err := c.publishAbove(ctx, a)
+	above, err := c.publishAbove(ctx, JWT, a)
 	if err != nil {
 		return nil, err
 	}
@@ -39,9 +39,13 @@ func (c *CA) PublishJWT(ctx context.Context, a KeyAuthority) ([]KeyAuthority, er
 	return b.JWT, err
 }
 
-// PublishWIT adds a nested server's key and returns all WIT authorities.
+// PublishWIT adds a nested server's key, at the upstream too, and returns all WIT authorities.
 func (c *CA) PublishWIT(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error) {
-	_, err := c.bundle.Edit(ctx, func(b Bundle) (txn store.Txn, err error) { return txn, b.AddKey(&txn, WIT, a) })
+	above, err := c.publishAbove(ctx, WIT, a)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.bundle.Edit(ctx, func(b Bundle) (txn store.Txn, err error) { return txn, addKeys(b, &txn, WIT, append(above, a)) })
 	if err != nil {
 		return nil, fmt.Errorf("publish a WIT authority: %w", invalid(err))
 	}

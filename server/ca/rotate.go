@@ -78,8 +78,8 @@ func (c *CA) prepare(ctx context.Context, k Kind, now time.Time) (*authority, er
 		return nil, fmt.Errorf("prepare a %s authority: %w", k, err)
 	}
 	var above []KeyAuthority
-	if k == JWT {
-		if above, err = c.publishAbove(ctx, a.keyAuthority()); err != nil {
+	if k != X509 {
+		if above, err = c.publishAbove(ctx, k, a.keyAuthority()); err != nil {
 			return nil, err
 		}
 	}

@@ -18,25 +18,25 @@ type Upstream interface {
 	// MintCA returns a CA certificate for the key of the CSR (DER), then those between it and the
 	// root, and all roots of the upstream. ttl is a wish.
 	MintCA(ctx context.Context, csr []byte, ttl time.Duration) (chain, roots []*x509.Certificate, err error)
-	// PublishJWT tells the upstream of a key and returns all that it knows; errors.ErrUnsupported
-	// if it does not care for keys.
-	PublishJWT(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error)
+	// Publish tells the upstream of a token's authority and returns all of that kind that it knows;
+	// errors.ErrUnsupported if it does not care for them.
+	Publish(ctx context.Context, k Kind, a KeyAuthority) ([]KeyAuthority, error)
 	// Watch sends the upstream's bundle whenever it may have changed, until ctx ends. Nil: it
 	// never changes of itself.
 	Watch(ctx context.Context) <-chan UpstreamBundle
 }
 
 // publishAbove tells the upstream of a key before anybody below sees it.
-func (c *CA) publishAbove(ctx context.Context, a KeyAuthority) ([]KeyAuthority, error) {
+func (c *CA) publishAbove(ctx context.Context, k Kind, a KeyAuthority) ([]KeyAuthority, error) {
 	if c.cfg.Upstream == nil {
 		return nil, nil
 	}
-	all, err := c.cfg.Upstream.PublishJWT(ctx, a)
+	all, err := c.cfg.Upstream.Publish(ctx, k, a)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("publish JWT authority %s at the upstream authority: %w", a.ID, err)
+		return nil, fmt.Errorf("publish %s authority %s at the upstream authority: %w", k, a.ID, err)
 	}
 	return all, nil
 }
@@ -83,7 +83,7 @@ func (c *CA) adopt(ctx context.Context, up UpstreamBundle) error {
 			err = errors.Join(err, idErr)
 			b.AddCert(&txn, id, a.Cert)
 		}
-		return txn, errors.Join(err, addKeys(b, &txn, JWT, up.JWT))
+		return txn, errors.Join(err, addKeys(b, &txn, JWT, up.JWT), addKeys(b, &txn, WIT, up.WIT))
 	})
 	if err != nil {
 		return err
@@ -100,10 +100,13 @@ func (c *CA) adopt(ctx context.Context, up UpstreamBundle) error {
 			return err
 		}
 	}
-	for _, a := range up.JWT {
-		b, _ := c.Bundle()
-		if a.Tainted && !b.Tainted(JWT, a.ID) {
-			if err := c.taint(ctx, JWT, a.ID); err != nil {
+	for k, keys := range map[Kind][]KeyAuthority{JWT: up.JWT, WIT: up.WIT} {
+		for _, a := range keys {
+			b, _ := c.Bundle()
+			if !a.Tainted || b.Tainted(k, a.ID) {
+				continue
+			}
+			if err := c.taint(ctx, k, a.ID); err != nil {
 				return err
 			}
 		}

@@ -71,8 +71,8 @@ type KeyAuthority struct {
 
 // Trusted is all that an upstream authority trusts.
 type Trusted struct {
-	X509 []X509Authority
-	JWT  []KeyAuthority
+	X509     []X509Authority
+	JWT, WIT []KeyAuthority
 }
 
 // Bundle is the trust bundle (SPIFFE Trust Domain and Bundle §4). Nobody changes one.

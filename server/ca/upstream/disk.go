@@ -127,8 +127,8 @@ func (d *Disk) verify(a *mint.Authority, roots []*x509.Certificate) error {
 	return nil
 }
 
-// PublishJWT is not for a CA in files.
-func (d *Disk) PublishJWT(context.Context, bundle.KeyAuthority) ([]bundle.KeyAuthority, error) {
+// Publish is not for a CA in files.
+func (d *Disk) Publish(context.Context, bundle.Kind, bundle.KeyAuthority) ([]bundle.KeyAuthority, error) {
 	return nil, errors.ErrUnsupported
 }
 

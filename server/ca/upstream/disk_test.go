@@ -227,7 +227,10 @@ type nested struct {
 
 func (n *nested) Watch(context.Context) <-chan bundle.Trusted { return n.updates }
 
-func (n *nested) PublishJWT(_ context.Context, a bundle.KeyAuthority) ([]bundle.KeyAuthority, error) {
+func (n *nested) Publish(_ context.Context, k bundle.Kind, a bundle.KeyAuthority) ([]bundle.KeyAuthority, error) {
+	if k != bundle.JWT {
+		return nil, errors.ErrUnsupported
+	}
 	n.published = append(n.published, a)
 	return n.published, nil
 }
