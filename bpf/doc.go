@@ -20,6 +20,6 @@
 //
 // One object serves x86-64 and arm64; only syscall.h knows the difference.
 //
-// Everything is pinned: programs and records outlive the agent, and the next agent goes on
-// with them when it was built with the same object, else it starts anew.
+// Everything is pinned (package hooks): programs and records outlive the agent, and the next agent
+// goes on with them when it was built with the same object, else it starts anew.
 package bpf
