@@ -3,6 +3,7 @@
 package ca_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -234,6 +236,26 @@ func TestStale(t *testing.T) {
 	}
 	if _, err := c.SignServer(key(t).Public()); err != nil {
 		t.Errorf("the server's own SVID: %v", err)
+	}
+}
+
+// TestWrongStore: a server that is started on another store keeps its hands off its keys.
+func TestWrongStore(t *testing.T) {
+	clk := &clock{t: time.Now().Truncate(time.Second)}
+	right, wrong, dir := storetest.Open(t), storetest.Open(t), t.TempDir()
+	first := open(t, right, dir, clk)
+	signer := workload(t, first, ca.Request{}).AuthorityKeyId
+	first.Close()
+	for range 2 {
+		if c, err := ca.Open(t.Context(), ca.Config{Dir: dir, TrustDomain: td, Store: wrong, Now: clk.now}); err == nil {
+			c.Close()
+			t.Fatal("it began anew with another store")
+		} else if !strings.Contains(err.Error(), "the store does not know") {
+			t.Fatal(err)
+		}
+	}
+	if again := workload(t, open(t, right, dir, clk), ca.Request{}).AuthorityKeyId; !bytes.Equal(signer, again) {
+		t.Errorf("signed by %x after it, by %x before", again, signer)
 	}
 }
 

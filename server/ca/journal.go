@@ -220,14 +220,34 @@ func (c *CA) recover(ctx context.Context) error {
 	if err := c.migrate(ctx); err != nil {
 		return err
 	}
+	if c.journal == 0 {
+		return c.enter(ctx)
+	}
 	return c.sweep(ctx)
+}
+
+// enter makes this server known to a store before it makes its first key: keys that are there already
+// belong to authorities of another store.
+func (c *CA) enter(ctx context.Context) error {
+	names, err := c.cfg.Keys.List(ctx)
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("the key manager has keys (%s and others) of authorities that the store does not know: correct `store`, restore the store from a backup, or move the keys away to begin with new authorities", names[0])
+	}
+	txn := store.Txn{Essential: true}
+	if err := c.put(&txn, X509, slots{}); err != nil {
+		return err
+	}
+	if c.journal, err = c.cfg.Store.Commit(ctx, txn); err != nil {
+		return fmt.Errorf("write the journal of authorities: %w", err)
+	}
+	return nil
 }
 
 // sweep deletes keys that no authority has: of a run that ended before it wrote of them.
 func (c *CA) sweep(ctx context.Context) error {
-	if c.journal == 0 {
-		return nil // perhaps this is the wrong store
-	}
 	names, err := c.cfg.Keys.List(ctx)
 	if err != nil {
 		return err
