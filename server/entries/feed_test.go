@@ -23,7 +23,7 @@ import (
 func BenchmarkFeeds(b *testing.B) {
 	const agents, shared = 10_000, 999
 	s := &quick{batches: make(chan store.Batch)}
-	r, err := entries.Open(b.Context(), entries.Config{Store: s, TrustDomain: td, Logger: slog.New(slog.DiscardHandler)})
+	r, err := entries.Open(b.Context(), entries.Config{Store: s, TrustDomain: td, ForeignSelectors: foreign, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -36,12 +36,12 @@ func BenchmarkFeeds(b *testing.B) {
 	for i := range agents {
 		all = append(all, entry(name(i), fmt.Sprintf("/own/%d", i), "unix:uid:1"))
 	}
-	all = append(all, entry("/spire/server", "/group", "tpm:group:all"))
+	all = append(all, entry("/spire/server", "/group", "x:group:all"))
 	made := create0(b, r, all)
 	alias := made[len(made)-1]
 
 	before := heapInUse()
-	node := selectors.NewSet(selectors.Selector{Type: "tpm", Value: "group:all"})
+	node := selectors.NewSet(selectors.Selector{Type: "x", Value: "group:all"})
 	told := make(chan time.Time, agents)
 	ctx, cancel := context.WithCancel(b.Context())
 	var wg sync.WaitGroup

@@ -30,7 +30,7 @@ import (
 func large(i int) *selectors.Entry {
 	service := (i*7919 + i/10_000*13) % 20_000
 	e := entry(fmt.Sprintf("/spire/agent/tpm/%064x", i%10_000), fmt.Sprintf("/ns/namespace-%d/sa/service-%d", service%200, service),
-		fmt.Sprintf("unix:uid:%d", 1000+service%3000), fmt.Sprintf("unix:sha256:%064x", service), "tpm:secure-boot:on")
+		fmt.Sprintf("unix:uid:%d", 1000+service%3000), fmt.Sprintf("unix:sha256:%064x", service), "unix:gid:1000")
 	if i%3 == 0 {
 		e.Selectors = append(e.Selectors, selectors.Selector{Type: "evidence", Value: "tier:t2"})
 	}
