@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package entries is what operators do with registration entries: one at a time, or whole files of them.
+package entries
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -18,10 +20,15 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-func (a *app) entry() *cobra.Command {
+// Command is `assay entry`.
+func Command(shared *cli.App) *cobra.Command {
+	a := &app{shared}
 	return cli.Group("entry", "Registration entries: which workloads may hold which identity",
-		a.entryCreate(), a.entryShow(), a.entryUpdate(), a.entryDelete(), a.entryApply())
+		a.entryCreate(), a.entryShow(), a.entryCount(), a.entryUpdate(), a.entryDelete(), a.entryApply(), a.entryDiff(), a.entryExport(), a.entryImport())
 }
+
+// app is what the commands share.
+type app struct{ *cli.App }
 
 // entryFlags are the fields of an entry as flags.
 type entryFlags struct {
@@ -29,7 +36,8 @@ type entryFlags struct {
 	selectors, binaries, parents          []string
 	dns, federates                        []string
 	x509TTL, jwtTTL                       time.Duration
-	admin, downstream                     bool
+	admin, downstream, storeSVID          bool
+	noPrefetch, includeJTI, node          bool
 }
 
 func (e *entryFlags) register(c *cobra.Command) {
@@ -47,6 +55,9 @@ func (e *entryFlags) register(c *cobra.Command) {
 	f.StringVar(&e.expires, "expires-at", "", "when the entry ends, RFC 3339")
 	f.BoolVar(&e.admin, "admin", false, "holders may call the server's admin APIs")
 	f.BoolVar(&e.downstream, "downstream", false, "holders are servers below this one")
+	f.BoolVar(&e.storeSVID, "store-svid", false, "agents of SPIRE's hand the SVID to a store instead of a workload")
+	f.BoolVar(&e.noPrefetch, "disable-x509-svid-prefetch", false, "agents have no X.509-SVID signed before a workload asks")
+	f.BoolVar(&e.includeJTI, "jwt-svid-include-jti", false, "each JWT-SVID has an id of its own (jti), and none is given twice")
 }
 
 // fill sets the fields of e whose flags were given, and reports which.
@@ -55,7 +66,8 @@ func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, e
 	mask := &types.EntryMask{
 		SpiffeId: given("spiffe-id"), ParentId: given("parent"), Selectors: given("selector") || given("binary") || given("started-by"),
 		X509SvidTtl: given("x509-ttl"), JwtSvidTtl: given("jwt-ttl"), DnsNames: given("dns"), FederatesWith: given("federates-with"),
-		Hint: given("hint"), ExpiresAt: given("expires-at"), Admin: given("admin"), Downstream: given("downstream"),
+		Hint: given("hint"), ExpiresAt: given("expires-at"), Admin: given("admin"), Downstream: given("downstream"), StoreSvid: given("store-svid"),
+		AdditionalAttributes: given("disable-x509-svid-prefetch") || given("jwt-svid-include-jti"),
 	}
 	var err error
 	if mask.SpiffeId {
@@ -79,7 +91,18 @@ func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, e
 		e.ExpiresAt = at.Unix()
 	}
 	e.X509SvidTtl, e.JwtSvidTtl = int32(f.x509TTL/time.Second), int32(f.jwtTTL/time.Second)
-	e.DnsNames, e.FederatesWith, e.Hint, e.Admin, e.Downstream = f.dns, f.federates, f.hint, f.admin, f.downstream
+	e.DnsNames, e.FederatesWith, e.Hint, e.Admin, e.Downstream, e.StoreSvid = f.dns, f.federates, f.hint, f.admin, f.downstream, f.storeSVID
+	if mask.AdditionalAttributes {
+		if e.AdditionalAttributes == nil {
+			e.AdditionalAttributes = &types.Entry_AdditionalAttributes{}
+		}
+		if given("disable-x509-svid-prefetch") {
+			e.AdditionalAttributes.DisableX509SvidPrefetch = f.noPrefetch
+		}
+		if given("jwt-svid-include-jti") {
+			e.AdditionalAttributes.JwtSvidIncludeJti = f.includeJTI
+		}
+	}
 	return mask, nil
 }
 
@@ -125,6 +148,9 @@ func (a *app) entryCreate() *cobra.Command {
 			if _, err := f.fill(c, e); err != nil {
 				return err
 			}
+			if f.node {
+				e.ParentId = &types.SPIFFEID{TrustDomain: e.SpiffeId.TrustDomain, Path: "/spire/server"}
+			}
 			client, done, err := a.entryClient()
 			if err != nil {
 				return err
@@ -146,18 +172,31 @@ func (a *app) entryCreate() *cobra.Command {
 	}
 	f.register(c)
 	c.Flags().StringVar(&f.id, "id", "", "entry id (default: a new UUID)")
-	for _, name := range []string{"spiffe-id", "parent"} {
-		if err := c.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
+	c.Flags().BoolVar(&f.node, "node", false, "the selectors are of nodes: those that have them get this as a second name, to be the parent of entries")
+	c.MarkFlagsOneRequired("parent", "node")
+	c.MarkFlagsMutuallyExclusive("parent", "node")
+	if err := c.MarkFlagRequired("spiffe-id"); err != nil {
+		panic(err)
 	}
 	return c
 }
 
+// filterFlags say which entries.
+type filterFlags struct {
+	spiffeID, parentID string
+	selectors          []string
+}
+
+func (f *filterFlags) register(c *cobra.Command) *cobra.Command {
+	c.Flags().StringVar(&f.spiffeID, "spiffe-id", "", "only entries for this identity")
+	c.Flags().StringVar(&f.parentID, "parent", "", "only entries under this parent")
+	c.Flags().StringArrayVar(&f.selectors, "selector", nil, "only entries that demand at least these selectors")
+	return c
+}
+
 func (a *app) entryShow() *cobra.Command {
-	var spiffeID, parentID string
-	var sels []string
-	c := &cobra.Command{
+	var f filterFlags
+	return f.register(&cobra.Command{
 		Use:   "show [ID…]",
 		Short: "Shows entries, all of them or those asked for",
 		RunE: func(c *cobra.Command, ids []string) error {
@@ -175,49 +214,67 @@ func (a *app) entryShow() *cobra.Command {
 				entries = append(entries, e)
 			}
 			if len(ids) == 0 {
-				filter, err := entryFilter(spiffeID, parentID, sels)
+				filter, err := f.filter()
 				if err != nil {
 					return err
 				}
-				if entries, err = listEntries(c, client, filter); err != nil {
+				if entries, err = List(c.Context(), client, filter); err != nil {
 					return err
 				}
 			}
 			return a.showEntries(entries)
 		},
-	}
-	c.Flags().StringVar(&spiffeID, "spiffe-id", "", "only entries for this identity")
-	c.Flags().StringVar(&parentID, "parent", "", "only entries under this parent")
-	c.Flags().StringArrayVar(&sels, "selector", nil, "only entries that demand at least these selectors")
-	return c
+	})
 }
 
-func entryFilter(spiffeID, parentID string, sels []string) (*entryv1.ListEntriesRequest_Filter, error) {
-	f := &entryv1.ListEntriesRequest_Filter{}
+func (a *app) entryCount() *cobra.Command {
+	var f filterFlags
+	return f.register(&cobra.Command{Use: "count", Short: "Counts entries, all of them or those asked for", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		filter, err := f.filter()
+		if err != nil {
+			return err
+		}
+		client, done, err := a.entryClient()
+		if err != nil {
+			return err
+		}
+		defer done()
+		req := &entryv1.CountEntriesRequest{Filter: &entryv1.CountEntriesRequest_Filter{BySpiffeId: filter.BySpiffeId, ByParentId: filter.ByParentId, BySelectors: filter.BySelectors}}
+		n, err := client.CountEntries(c.Context(), req)
+		if err != nil {
+			return err
+		}
+		return a.Show(n, func(w io.Writer) { fmt.Fprintln(w, n.Count) })
+	}})
+}
+
+func (f *filterFlags) filter() (*entryv1.ListEntriesRequest_Filter, error) {
+	out := &entryv1.ListEntriesRequest_Filter{}
 	var err error
-	if spiffeID != "" {
-		if f.BySpiffeId, err = cli.ParseID(spiffeID); err != nil {
+	if f.spiffeID != "" {
+		if out.BySpiffeId, err = cli.ParseID(f.spiffeID); err != nil {
 			return nil, err
 		}
 	}
-	if parentID != "" {
-		if f.ByParentId, err = cli.ParseID(parentID); err != nil {
+	if f.parentID != "" {
+		if out.ByParentId, err = cli.ParseID(f.parentID); err != nil {
 			return nil, err
 		}
 	}
-	if len(sels) > 0 {
-		list, err := selectorList(sels, nil, nil)
+	if len(f.selectors) > 0 {
+		list, err := selectorList(f.selectors, nil, nil)
 		if err != nil {
 			return nil, err
 		}
-		f.BySelectors = &types.SelectorMatch{Selectors: list, Match: types.SelectorMatch_MATCH_SUPERSET}
+		out.BySelectors = &types.SelectorMatch{Selectors: list, Match: types.SelectorMatch_MATCH_SUPERSET}
 	}
-	return f, nil
+	return out, nil
 }
 
-func listEntries(c *cobra.Command, client entryv1.EntryClient, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
+// List returns all entries that pass the filter.
+func List(ctx context.Context, client entryv1.EntryClient, filter *entryv1.ListEntriesRequest_Filter) (all []*types.Entry, err error) {
 	for token := ""; ; {
-		resp, err := client.ListEntries(c.Context(), &entryv1.ListEntriesRequest{Filter: filter, PageSize: 500, PageToken: token})
+		resp, err := client.ListEntries(ctx, &entryv1.ListEntriesRequest{Filter: filter, PageSize: 500, PageToken: token})
 		if err != nil {
 			return nil, err
 		}
@@ -235,16 +292,23 @@ func (a *app) entryUpdate() *cobra.Command {
 		Short: "Changes the given fields of an entry; lists are replaced whole",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			e := &types.Entry{Id: args[0]}
-			mask, err := f.fill(c, e)
-			if err != nil {
-				return err
-			}
 			client, done, err := a.entryClient()
 			if err != nil {
 				return err
 			}
 			defer done()
+			e := &types.Entry{Id: args[0]}
+			if c.Flags().Changed("disable-x509-svid-prefetch") != c.Flags().Changed("jwt-svid-include-jti") { // the other one stays
+				old, err := client.GetEntry(c.Context(), &entryv1.GetEntryRequest{Id: e.Id, OutputMask: &types.EntryMask{AdditionalAttributes: true}})
+				if err != nil {
+					return fmt.Errorf("entry %s: %w", e.Id, err)
+				}
+				e.AdditionalAttributes = old.AdditionalAttributes
+			}
+			mask, err := f.fill(c, e)
+			if err != nil {
+				return err
+			}
 			resp, err := client.BatchUpdateEntry(c.Context(), &entryv1.BatchUpdateEntryRequest{Entries: []*types.Entry{e}, InputMask: mask})
 			if err != nil {
 				return err
@@ -298,16 +362,20 @@ func (a *app) showEntries(entries []*types.Entry) error {
 			for _, d := range e.DnsNames {
 				fmt.Fprintf(w, "  dns\t%s\n", d)
 			}
-			for name, v := range map[string]int32{"x509 ttl": e.X509SvidTtl, "jwt ttl": e.JwtSvidTtl} {
-				if v != 0 {
-					fmt.Fprintf(w, "  %s\t%s\n", name, time.Duration(v)*time.Second)
-				}
+			if e.X509SvidTtl != 0 {
+				fmt.Fprintf(w, "  x509 ttl\t%s\n", time.Duration(e.X509SvidTtl)*time.Second)
+			}
+			if e.JwtSvidTtl != 0 {
+				fmt.Fprintf(w, "  jwt ttl\t%s\n", time.Duration(e.JwtSvidTtl)*time.Second)
 			}
 			if e.Hint != "" {
 				fmt.Fprintf(w, "  hint\t%s\n", e.Hint)
 			}
 			if e.ExpiresAt != 0 {
 				fmt.Fprintf(w, "  expires\t%s\n", cli.TimeText(e.ExpiresAt))
+			}
+			for _, td := range e.FederatesWith {
+				fmt.Fprintf(w, "  federates\twith %s\n", td)
 			}
 			if e.Admin || e.Downstream {
 				fmt.Fprintf(w, "  rights\tadmin=%v downstream=%v\n", e.Admin, e.Downstream)
