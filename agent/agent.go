@@ -136,7 +136,9 @@ func (a *Agent) findEvidence() (err error) {
 
 func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
-	workloadapi.New(a.workload, a.svids, a.history, a.log, time.Now).Register(faces)
+	workloadapi.New(workloadapi.Config{
+		Attest: a.workload, SVIDs: a.svids, History: a.history, ForeignClaims: a.conf.AllowedForeignJWTClaims, Logger: a.log, Now: time.Now,
+	}).Register(faces)
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
 

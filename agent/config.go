@@ -54,6 +54,9 @@ type Config struct {
 	// data_dir, or to get at its sensor (T1). Each try is logged. SIGTERM still ends it: systemctl
 	// stop works, and then `assay-agent unload`.
 	Protect bool `hcl:"protect,optional"`
+	// AllowedForeignJWTClaims are claims of other trust domains' JWT-SVIDs that ValidateJWTSVID returns
+	// beside sub, aud and exp.
+	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 

@@ -31,14 +31,18 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-// Delivery is one X.509-SVID that went to one process.
+// Delivery is one SVID that went to one process.
 type Delivery struct {
-	Time     time.Time `json:"time"`
-	SPIFFEID string    `json:"spiffe_id"`
-	// Serial is the SVID's in decimal, Entry the id of the entry that it is for.
-	Serial  string               `json:"serial"`
-	Entry   string               `json:"entry"`
-	Process selectors.ProcessKey `json:"process"`
+	Time time.Time `json:"time"`
+	// Kind is x509, jwt or wit; records of before there were others have none.
+	Kind     string `json:"kind,omitempty"`
+	SPIFFEID string `json:"spiffe_id"`
+	// Serial is the certificate's in decimal, or the token's SHA-256 in hex. Entry is the id of the entry
+	// that the SVID is for, Audience the token's.
+	Serial   string               `json:"serial"`
+	Entry    string               `json:"entry"`
+	Audience []string             `json:"audience,omitempty"`
+	Process  selectors.ProcessKey `json:"process"`
 	// SHA256 is of the process's program.
 	SHA256 selectors.Digest `json:"sha256"`
 	Tier   string           `json:"tier"`

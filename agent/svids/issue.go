@@ -3,37 +3,77 @@
 package svids
 
 import (
+	"cmp"
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/assay-id/assay/selectors"
 )
 
-// slot is what the Manager holds for one entry. All fields belong to Manager.mu.
-type slot struct {
-	svid    *SVID         // nil before the first issue
-	pending chan struct{} // closed when the issue under way ends; nil when none is
-	err     error         // of the last issue
-	renew   *time.Timer
+// Caller is the process for which SVIDs are asked.
+type Caller interface {
+	Facts() *selectors.Facts
+	Selectors() selectors.Set
 }
 
-// retryAfter is how long a workload's last good SVID is served before a failed renewal is tried again.
-const retryAfter = 2 * time.Second
+// slotKey says what the Manager keeps apart.
+type slotKey struct {
+	kind  Kind
+	entry string
+	// Of JWT: the audience, and the process, whose next image is another one.
+	audience string
+	process  selectors.ProcessKey
+}
 
-// X509 returns the SVIDs of every entry that the set satisfies, in Match's order, asking the
+// slot is what the Manager holds for one key. All fields belong to Manager.mu.
+type slot struct {
+	svid    *SVID         // nil before the first issue
+	set     selectors.Set // of JWT: what the process was when it was issued
+	tainted bool          // to be replaced, whatever its age
+	pending chan struct{} // closed when the issue under way ends; nil when none is
+	renew   *time.Timer
+	used    *list.Element // of JWT: in Manager.tokens
+}
+
+const (
+	// retryAfter is how long a workload's last good SVID is served before a failed renewal is tried again.
+	retryAfter = 2 * time.Second
+	// maxTokens is how many JWT-SVIDs are kept, as in SPIRE's agent.
+	maxTokens = 1000
+)
+
+// X509 returns an X.509-SVID for each of the entries, in their order, asking the
 // server for those that are missing, out of date, or past their half life.
 //
 // When the server can not be reached, an SVID that is still valid and is for the same SPIFFE
 // ID is returned rather than none. An entry that the server refuses is left out; its reason
 // is returned beside the others.
-func (m *Manager) X509(ctx context.Context, facts *selectors.Facts, set selectors.Set) ([]*SVID, error) {
+func (m *Manager) X509(ctx context.Context, c Caller, entries []*selectors.Entry) ([]*SVID, error) {
+	return m.all(ctx, c, entries, X509, nil)
+}
+
+// WIT does the same for WIT-SVIDs.
+func (m *Manager) WIT(ctx context.Context, c Caller, entries []*selectors.Entry) ([]*SVID, error) {
+	return m.all(ctx, c, entries, WIT, nil)
+}
+
+// JWT does the same for JWT-SVIDs for an audience. A token is kept for the process that it was signed for, as long
+// as that is what it was; tokens with a jti are not kept.
+func (m *Manager) JWT(ctx context.Context, c Caller, entries []*selectors.Entry, audience []string) ([]*SVID, error) {
+	return m.all(ctx, c, entries, JWT, audience)
+}
+
+func (m *Manager) all(ctx context.Context, c Caller, entries []*selectors.Entry, kind Kind, audience []string) ([]*SVID, error) {
 	var out []*SVID
 	var errs []error
-	for _, e := range m.Match(set) {
-		s, err := m.one(ctx, e, facts)
+	for _, e := range entries {
+		s, err := m.one(ctx, c, e, kind, audience)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("entry %s (%s): %w", e.ID, e.SPIFFEID, err))
 			continue
@@ -43,15 +83,19 @@ func (m *Manager) X509(ctx context.Context, facts *selectors.Facts, set selector
 	return out, errors.Join(errs...)
 }
 
-func (m *Manager) one(ctx context.Context, e *selectors.Entry, facts *selectors.Facts) (*SVID, error) {
+func (m *Manager) one(ctx context.Context, c Caller, e *selectors.Entry, kind Kind, audience []string) (*SVID, error) {
+	key := slotKey{kind: kind, entry: e.ID}
+	var set selectors.Set
+	if kind == JWT {
+		if a := e.Attributes; a != nil && a.JWTSVIDIncludeJTI {
+			return m.sign(ctx, c, e, kind, audience)
+		}
+		key.audience, key.process, set = strings.Join(audience, "\x00"), c.Facts().Process, c.Selectors()
+	}
 	for {
 		m.mu.Lock()
-		s := m.cache[e.ID]
-		if s == nil {
-			s = &slot{}
-			m.cache[e.ID] = s
-		}
-		if s.svid != nil && m.fresh(s.svid, e) {
+		s := m.slot(key)
+		if s.is(set, audience) && m.fresh(s, e) {
 			m.mu.Unlock()
 			return s.svid, nil
 		}
@@ -66,83 +110,113 @@ func (m *Manager) one(ctx context.Context, e *selectors.Entry, facts *selectors.
 		}
 		s.pending = make(chan struct{})
 		m.mu.Unlock()
-		return m.issue(ctx, e, facts, s)
+		return m.issue(ctx, c, e, key, s, set, audience)
 	}
 }
 
+// slot returns the slot of the key, which is now the one that was used last. With mu held.
+func (m *Manager) slot(key slotKey) *slot {
+	s := m.cache[key]
+	if s == nil {
+		s = &slot{}
+		m.cache[key] = s
+	}
+	if key.kind != JWT {
+		return s
+	}
+	if s.used != nil {
+		m.tokens.MoveToFront(s.used)
+		return s
+	}
+	s.used = m.tokens.PushFront(key)
+	if m.tokens.Len() > maxTokens {
+		last := m.tokens.Back().Value.(slotKey)
+		m.drop(last, m.cache[last])
+	}
+	return s
+}
+
+// is: a JWT-SVID for just this audience, of a process that is still what it was.
+func (s *slot) is(set selectors.Set, audience []string) bool {
+	return s.svid != nil && slices.Equal(s.set, set) && slices.Equal(s.svid.Audience, audience)
+}
+
 // fresh: for this revision of the entry, and with more than half of its life before it.
-func (m *Manager) fresh(s *SVID, e *selectors.Entry) bool {
-	return s.EntryRevision == e.Revision && s.ID == e.SPIFFEID && m.now().Before(half(s))
+func (m *Manager) fresh(s *slot, e *selectors.Entry) bool {
+	v := s.svid
+	return !s.tainted && v.EntryRevision == e.Revision && v.ID == e.SPIFFEID && m.now().Before(half(v))
 }
 
 func half(s *SVID) time.Time { return s.NotBefore.Add(s.NotAfter.Sub(s.NotBefore) / 2) }
 
-// issue has a new key signed for the entry and puts it into the slot, whose pending the caller set.
-func (m *Manager) issue(ctx context.Context, e *selectors.Entry, facts *selectors.Facts, s *slot) (*SVID, error) {
-	svid, err := m.sign(ctx, e, facts)
+// issue has an SVID signed for the entry and puts it into the slot, whose pending the caller set.
+func (m *Manager) issue(ctx context.Context, c Caller, e *selectors.Entry, key slotKey, s *slot, set selectors.Set, audience []string) (*SVID, error) {
+	svid, err := m.sign(ctx, c, e, key.kind, audience)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	close(s.pending)
-	s.pending, s.err = nil, err
+	s.pending = nil
 	if err != nil {
-		old := s.svid
-		if old == nil || refused(err) || old.ID != e.SPIFFEID || !m.now().Before(old.NotAfter) {
+		if !s.is(set, audience) {
 			return nil, err
 		}
-		m.log.Warn("keeping the last SVID, the server can not be asked", "spiffe_id", e.SPIFFEID, "valid_until", old.NotAfter, "error", err)
-		m.schedule(e.ID, s, retryAfter)
-		return old, nil
+		return m.keep(e, key, s, err)
 	}
-	s.svid = svid
-	m.wake(e)
-	life := svid.NotAfter.Sub(svid.NotBefore)
-	jitter := time.Duration(rand.Int64N(int64(life/20) + 1))
-	m.schedule(e.ID, s, half(svid).Sub(m.now())+jitter)
+	s.svid, s.set, s.tainted = svid, set, false
+	again := half(svid).Sub(m.now()) + rand.N(svid.NotAfter.Sub(svid.NotBefore)/20+1)
+	taints := m.taints(svid) // told of it while the server signed, or the server does not know it yet
+	switch {
+	case key.kind == JWT && taints:
+		m.drop(key, s)
+	case key.kind == JWT:
+	case taints:
+		m.wake(e)
+		m.schedule(key, s, retryAfter)
+	default:
+		m.wake(e)
+		m.schedule(key, s, again)
+	}
 	return svid, nil
 }
 
-func (m *Manager) sign(ctx context.Context, e *selectors.Entry, facts *selectors.Facts) (*SVID, error) {
-	key, csr, err := makeKey(e.SPIFFEID)
-	if err != nil {
+// keep answers with the last SVID where the server can not be asked. With mu held.
+func (m *Manager) keep(e *selectors.Entry, key slotKey, s *slot, err error) (*SVID, error) {
+	old := s.svid
+	if refused(err) || old.ID != e.SPIFFEID || !m.now().Before(old.NotAfter) {
 		return nil, err
 	}
-	chain, err := m.signer.SignX509SVID(ctx, e, csr, facts)
-	if err != nil {
-		return nil, err
+	m.log.Warn("keeping the last SVID, the server can not be asked", "kind", key.kind, "spiffe_id", e.SPIFFEID, "valid_until", old.NotAfter, "error", err)
+	if key.kind != JWT {
+		m.schedule(key, s, retryAfter)
 	}
-	leaf := chain[0]
-	svid := &SVID{EntryID: e.ID, EntryRevision: e.Revision, ID: e.SPIFFEID, Key: key, Hint: e.Hint,
-		Serial: leaf.SerialNumber.String(), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
-	for _, c := range chain {
-		svid.Chain = append(svid.Chain, c.Raw...)
-	}
-	return svid, nil
+	return old, nil
 }
 
 // schedule arranges that listeners of the entry look again after d. With mu held.
-func (m *Manager) schedule(entryID string, s *slot, d time.Duration) {
+func (m *Manager) schedule(key slotKey, s *slot, d time.Duration) {
 	if s.renew != nil {
 		s.renew.Stop()
 	}
-	s.renew = time.AfterFunc(d, func() { m.due(entryID, s) })
+	s.renew = time.AfterFunc(d, func() { m.due(key, s) })
 }
 
 // due wakes the listeners of the entry, who ask again and so renew it. Without any, the SVID
 // stays until its end, for a workload that comes while the server is away, and is then dropped.
-func (m *Manager) due(entryID string, s *slot) {
+func (m *Manager) due(key slotKey, s *slot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := m.index.Get(entryID)
-	if e == nil || m.cache[entryID] != s {
+	e := m.index.Get(key.entry)
+	if e == nil || m.cache[key] != s || s.svid == nil {
 		return
 	}
+	s.tainted = m.taints(s.svid)
 	if m.wake(e) > 0 {
 		return
 	}
 	if rest := s.svid.NotAfter.Sub(m.now()); rest > 0 {
-		m.schedule(entryID, s, rest)
+		m.schedule(key, s, rest)
 	} else {
-		m.drop(entryID)
+		m.drop(key, s)
 	}
 }
 
@@ -158,45 +232,37 @@ func (m *Manager) wake(e *selectors.Entry) (listeners int) {
 	return listeners
 }
 
-// drop forgets the SVID of an entry. With mu held.
-func (m *Manager) drop(entryID string) {
-	if s := m.cache[entryID]; s != nil {
-		if s.renew != nil {
-			s.renew.Stop()
+// forget drops what was issued for the entries. With mu held.
+func (m *Manager) forget(entries []string) {
+	for _, id := range entries {
+		for _, kind := range []Kind{X509, WIT} {
+			key := slotKey{kind: kind, entry: id}
+			if s := m.cache[key]; s != nil {
+				m.drop(key, s)
+			}
 		}
-		delete(m.cache, entryID)
+	}
+	if len(entries) == 0 || m.tokens.Len() == 0 {
+		return
+	}
+	gone := slices.Sorted(slices.Values(entries))
+	for key, s := range m.cache {
+		if _, ok := slices.BinarySearchFunc(gone, key.entry, cmp.Compare); ok {
+			m.drop(key, s)
+		}
 	}
 }
 
-// Subscription wakes a listener whenever X509 or TrustBundle may answer differently.
-type Subscription struct {
-	m    *Manager
-	set  selectors.Set
-	wake chan struct{}
-}
-
-// Subscribe starts to listen on behalf of a process with the given selectors. Close it.
-func (m *Manager) Subscribe(set selectors.Set) *Subscription {
-	s := &Subscription{m: m, set: set, wake: make(chan struct{}, 1)}
-	m.mu.Lock()
-	m.subs[s] = struct{}{}
-	m.mu.Unlock()
-	return s
-}
-
-// C receives after a change; several changes may be one receive.
-func (s *Subscription) C() <-chan struct{} { return s.wake }
-
-// Close ends the subscription.
-func (s *Subscription) Close() {
-	s.m.mu.Lock()
-	delete(s.m.subs, s)
-	s.m.mu.Unlock()
-}
-
-func (s *Subscription) notify() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+// drop forgets one SVID. With mu held.
+func (m *Manager) drop(key slotKey, s *slot) {
+	if s.renew != nil {
+		s.renew.Stop()
+	}
+	if s.used != nil {
+		m.tokens.Remove(s.used)
+		s.used = nil
+	}
+	if m.cache[key] == s {
+		delete(m.cache, key)
 	}
 }

@@ -1,58 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package svids holds the X.509-SVIDs of this node's workloads: it knows the entries and the
-// bundle that the server pushed, makes keys, has them signed when a workload first asks,
-// renews them at half life for as long as a workload listens, and tells listeners at once
-// when anything that they would see has changed.
+// Package svids holds the identities of this node's workloads: it knows the entries and the bundles that
+// the server pushed, makes keys, has SVIDs signed when a workload first asks, renews them at half life for
+// as long as a workload listens, replaces at once those that a tainted authority signed, and tells
+// listeners when anything that they would see has changed.
 //
 // An SVID is asked for with the facts of the process that wants it, because the server signs
 // on evidence. A renewal uses the facts of a process that listens at that moment.
+//
+//	X.509, WIT   one for each entry, shared by its workloads, renewed for those who listen
+//	JWT          one for each entry, audience and process; of the last maxTokens that were asked for
 package svids
 
 import (
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"errors"
-	"fmt"
+	"cmp"
+	"container/list"
 	"log/slog"
-	"net/url"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
-// SVID is one X.509-SVID with its key. It does not change.
+// Kind is a profile of SVIDs.
+type Kind uint8
+
+// The kinds.
+const (
+	X509 Kind = iota
+	JWT
+	WIT
+)
+
+func (k Kind) String() string { return [...]string{"x509", "jwt", "wit"}[k] }
+
+// SVID is one identity document. It does not change.
 type SVID struct {
+	Kind          Kind
 	EntryID       string
 	EntryRevision int64
 	ID            spiffeid.ID
-	// Chain is the certificates, leaf first, concatenated DER; Key is PKCS#8 DER.
-	Chain, Key []byte
-	Hint       string
-	// Serial is the leaf's serial number in decimal.
-	Serial              string
+	// Chain of X.509: the certificates, leaf first, concatenated DER.
+	Chain []byte
+	// Token of JWT and WIT: the compact JWS.
+	Token string
+	// Key is PKCS#8 DER (X.509) or a JWK (WIT).
+	Key []byte
+	// Serial is the leaf's serial number in decimal (X.509), or the token's SHA-256 in hex.
+	Serial string
+	// Audience of JWT.
+	Audience            []string
 	NotBefore, NotAfter time.Time
-}
 
-// Signer has keys signed by the server (agent/upstream).
-type Signer interface {
-	// SignX509SVID returns the chain, leaf first. An error with a method
-	// Refused() bool that says true is a verdict of the server; any other is a fault.
-	SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error)
-}
-
-// refused reports whether a Signer's error is a verdict of the server and not a fault.
-func refused(err error) bool {
-	var r interface{ Refused() bool }
-	return errors.As(err, &r) && r.Refused()
+	keyID string // of the authority that signed the token
 }
 
 // Manager is the node's SVIDs. Make one with New. It is safe for concurrent use.
@@ -63,8 +67,13 @@ type Manager struct {
 
 	mu       sync.Mutex
 	index    selectors.Index
-	bundle   *spiffebundle.Bundle
-	cache    map[string]*slot // by entry id
+	own      *trust.Bundle // nil before the first
+	foreign  map[spiffeid.TrustDomain]*trust.Bundle
+	version  uint64        // of the bundles
+	settled  chan struct{} // closed when behind is 0
+	behind   int           // listeners that have not shown that they have this version
+	cache    map[slotKey]*slot
+	tokens   list.List // the JWT slots' keys, least recently used last
 	subs     map[*Subscription]struct{}
 	revision int64
 	synced   time.Time
@@ -72,10 +81,12 @@ type Manager struct {
 	isReady  bool
 }
 
-// New returns a Manager that knows nothing yet; feed it through Entries and Bundle.
+// New returns a Manager that knows nothing yet; feed it through Entries and Trust.
 func New(signer Signer, log *slog.Logger, now func() time.Time) *Manager {
-	return &Manager{signer: signer, log: log, now: now, cache: map[string]*slot{},
-		subs: map[*Subscription]struct{}{}, ready: make(chan struct{})}
+	m := &Manager{signer: signer, log: log, now: now, cache: map[slotKey]*slot{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
+		subs: map[*Subscription]struct{}{}, ready: make(chan struct{}), settled: make(chan struct{})}
+	close(m.settled)
+	return m
 }
 
 // Ready is closed once entries and a bundle have arrived.
@@ -102,9 +113,9 @@ func (m *Manager) Entries(full bool, changed []*selectors.Entry, removed []strin
 		if old := m.index.Get(id); old != nil {
 			touched = append(touched, old.SelectorSet())
 			m.index.Delete(id)
-			m.drop(id)
 		}
 	}
+	m.forget(removed)
 	for _, e := range changed {
 		old := m.index.Get(e.ID)
 		if old != nil && old.Revision == e.Revision && old.CreatedAt.Equal(e.CreatedAt) {
@@ -128,47 +139,35 @@ func (m *Manager) Entries(full bool, changed []*selectors.Entry, removed []strin
 	m.becomeReady()
 }
 
-// Bundle takes the trust domain's bundle as the server pushed it.
-func (m *Manager) Bundle(b *spiffebundle.Bundle) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.bundle != nil && m.bundle.Equal(b) {
-		return
-	}
-	m.bundle = b
-	for s := range m.subs {
-		s.notify()
-	}
-	m.becomeReady()
-}
-
 func (m *Manager) becomeReady() {
-	if !m.isReady && m.bundle != nil && !m.synced.IsZero() {
+	if !m.isReady && m.own != nil && !m.synced.IsZero() {
 		m.isReady = true
 		close(m.ready)
 	}
 }
 
-// TrustBundle returns the trust domain's bundle, or nil before Ready.
-func (m *Manager) TrustBundle() *spiffebundle.Bundle {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.bundle
-}
-
-// Match returns the entries that the set satisfies, oldest first.
+// Match returns the entries that the set satisfies, ordered by id: the first one is the default identity.
 func (m *Manager) Match(set selectors.Set) []*selectors.Entry {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
-	all := m.index.Match(set)
-	live := all[:0]
-	for _, e := range all {
-		if !e.Expired(now) {
-			live = append(live, e)
+	return slices.DeleteFunc(m.index.Match(set), func(e *selectors.Entry) bool { return e.Expired(now) })
+}
+
+// Hints returns the hint of each entry, by id. Where several have the same one, the oldest keeps it and
+// the others have none: a hint names one identity (SPIFFE Workload API, section 5.2.1).
+func Hints(entries []*selectors.Entry) map[string]string {
+	holder := map[string]*selectors.Entry{}
+	for _, e := range entries {
+		if h := holder[e.Hint]; e.Hint != "" && (h == nil || cmp.Or(e.CreatedAt.Compare(h.CreatedAt), cmp.Compare(e.ID, h.ID)) < 0) {
+			holder[e.Hint] = e
 		}
 	}
-	return live
+	out := make(map[string]string, len(holder))
+	for hint, e := range holder {
+		out[e.ID] = hint
+	}
+	return out
 }
 
 // Nearest returns up to n entries that the set does not satisfy, nearest first.
@@ -196,23 +195,4 @@ func (m *Manager) State() State {
 		}
 	}
 	return State{m.index.Len(), n, len(m.subs), m.revision, m.synced}
-}
-
-// makeKey returns a new P-256 key as PKCS#8 and a CSR for the entry signed by it.
-func makeKey(id spiffeid.ID) (pkcs8, csr []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make SVID key: %w", err)
-	}
-	if pkcs8, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
-		return nil, nil, fmt.Errorf("encode SVID key: %w", err)
-	}
-	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
-		URIs:    []*url.URL{id.URL()},
-	}, key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make CSR: %w", err)
-	}
-	return pkcs8, csr, nil
 }

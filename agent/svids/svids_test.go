@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net/url"
@@ -21,6 +22,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -31,6 +33,8 @@ type server struct {
 	key    *ecdsa.PrivateKey
 	signed atomic.Int32
 	ttl    time.Duration
+	ca     *x509.Certificate // nil: certificates are self-signed
+	keyID  string            // of the tokens
 	mu     sync.Mutex
 	err    error
 }
@@ -51,7 +55,7 @@ func (s *server) fail(err error) {
 
 func (s *server) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte, _ *selectors.Facts) ([]*x509.Certificate, error) {
 	s.mu.Lock()
-	err := s.err
+	err, ca := s.err, s.ca
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -65,12 +69,32 @@ func (s *server) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte,
 	}
 	n := s.signed.Add(1)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(int64(n)), NotBefore: time.Now(), NotAfter: time.Now().Add(s.ttl), URIs: []*url.URL{e.SPIFFEID.URL()}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, req.PublicKey, s.key)
+	if ca == nil {
+		ca = tmpl
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca, req.PublicKey, s.key)
 	if err != nil {
 		return nil, err
 	}
 	c, err := x509.ParseCertificate(der)
 	return []*x509.Certificate{c}, err
+}
+
+func (s *server) token(e *selectors.Entry, what any) (trust.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return trust.Token{}, s.err
+	}
+	return trust.Token{Text: fmt.Sprint(e.ID, s.signed.Add(1), what), KeyID: s.keyID, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(s.ttl)}, nil
+}
+
+func (s *server) SignJWTSVID(_ context.Context, e *selectors.Entry, audience []string, _ *selectors.Facts) (trust.Token, error) {
+	return s.token(e, audience)
+}
+
+func (s *server) SignWITSVID(_ context.Context, e *selectors.Entry, public []byte, algorithm string, _ *selectors.Facts) (trust.Token, error) {
+	return s.token(e, algorithm)
 }
 
 type verdict struct{}
@@ -86,14 +110,36 @@ func entry(id string, revision int64) *selectors.Entry {
 
 func manager(s Signer, entries ...*selectors.Entry) *Manager {
 	m := New(s, slog.New(slog.DiscardHandler), time.Now)
-	m.Bundle(spiffebundle.New(td))
+	m.Trust(trust.Change{Own: bundle(trust.Tainted{})})
 	m.Entries(true, entries, nil, 1)
 	return m
 }
 
+// bundle has no authorities; what is tainted need not be in it.
+func bundle(tainted trust.Tainted) *trust.Bundle {
+	b, err := trust.New(spiffebundle.New(td), tainted)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// process is a caller.
+type process struct {
+	facts selectors.Facts
+	set   selectors.Set
+}
+
+func (p *process) Facts() *selectors.Facts  { return &p.facts }
+func (p *process) Selectors() selectors.Set { return p.set }
+
+func (m *Manager) x509(ctx context.Context) ([]*SVID, error) {
+	return m.X509(ctx, &process{set: set}, m.Match(set))
+}
+
 func fetch(t *testing.T, m *Manager) []*SVID {
 	t.Helper()
-	got, err := m.X509(t.Context(), &selectors.Facts{}, set)
+	got, err := m.x509(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +161,7 @@ func TestSignsOnceForManyCallers(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			if got, err := m.X509(context.Background(), &selectors.Facts{}, set); err != nil || len(got) != 2 || got[0].ID.Path() != "/a" {
+			if got, err := m.x509(context.Background()); err != nil || len(got) != 2 || got[0].ID.Path() != "/a" {
 				t.Errorf("got %v, %v", got, err)
 			}
 		})
@@ -140,8 +186,8 @@ func TestChangesReachOnlyWhoTheyConcern(t *testing.T) {
 		{"removed", func() { m.Entries(false, nil, []string{"a"}, 5) }, true, false},
 		{"back by a full view", func() { m.Entries(true, []*selectors.Entry{entry("a", 1)}, nil, 6) }, true, false},
 		{"gone by a full view", func() { m.Entries(true, nil, nil, 7) }, true, false},
-		{"the same bundle", func() { m.Bundle(spiffebundle.New(td)) }, false, false},
-		{"another bundle", func() { b := spiffebundle.New(td); b.SetSequenceNumber(9); m.Bundle(b) }, true, true},
+		{"the same bundle", func() { m.Trust(trust.Change{Own: bundle(trust.Tainted{})}) }, false, false},
+		{"another bundle", func() { m.Trust(trust.Change{Own: bundle(trust.Tainted{JWT: []string{"x"}})}) }, true, true},
 	} {
 		c.change()
 		if a, b := woken(mine), woken(other); a != c.mine || b != c.everyone {
@@ -171,14 +217,14 @@ func TestServerAwayAndServerSaysNo(t *testing.T) {
 			t.Error("a valid SVID was not kept while the server was away")
 		}
 		time.Sleep(21 * time.Minute) // past its end
-		if got, err := m.X509(t.Context(), &selectors.Facts{}, set); err == nil || len(got) != 0 {
+		if got, err := m.x509(t.Context()); err == nil || len(got) != 0 {
 			t.Errorf("an expired SVID was served: %v, %v", got, err)
 		}
 		s.fail(nil)
 		fetch(t, m)
 		m.Entries(false, []*selectors.Entry{entry("a", 1)}, nil, 2)
 		s.fail(verdict{})
-		if got, err := m.X509(t.Context(), &selectors.Facts{}, set); err == nil || len(got) != 0 {
+		if got, err := m.x509(t.Context()); err == nil || len(got) != 0 {
 			t.Errorf("a verdict was ignored: %v, %v", got, err)
 		}
 	})

@@ -61,11 +61,11 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch bundle: %w", err)
 	}
-	bundle, err := parseBundle(c.cfg.TrustDomain, pb)
+	bundle, err := parseOwn(c.cfg.TrustDomain, pb)
 	if err != nil {
 		return nil, err
 	}
-	return &node{svid: svid, bundle: bundle, reattestable: result.GetReattestable()}, nil
+	return &node{svid: svid, bundle: bundle.SPIFFE(), reattestable: result.GetReattestable()}, nil
 }
 
 func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payload, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -52,32 +53,61 @@ func parseSVID(pb *types.X509SVID, key crypto.Signer) (*x509svid.SVID, error) {
 	return &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, nil
 }
 
-func parseBundle(td spiffeid.TrustDomain, pb *types.Bundle) (*spiffebundle.Bundle, error) {
+// parseOwn reads the bundle of the agent's trust domain, without which nothing can be authenticated.
+func parseOwn(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
 	if pb.GetTrustDomain() != td.Name() {
 		return nil, fmt.Errorf("server sent the bundle of trust domain %q, this agent's is %q", pb.GetTrustDomain(), td.Name())
 	}
-	b := spiffebundle.New(td)
+	if len(pb.X509Authorities) == 0 {
+		return nil, errors.New("server sent a bundle without X.509 authorities")
+	}
+	return parseBundle(td, pb)
+}
+
+func parseBundle(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
+	b, tainted := spiffebundle.New(td), trust.Tainted{}
 	for _, a := range pb.GetX509Authorities() {
 		c, err := x509.ParseCertificate(a.GetAsn1())
 		if err != nil {
 			return nil, fmt.Errorf("server sent a malformed X.509 authority: %w", err)
 		}
 		b.AddX509Authority(c)
-	}
-	if b.X509Bundle().Empty() {
-		return nil, errors.New("server sent a bundle without X.509 authorities")
-	}
-	for _, k := range pb.GetJwtAuthorities() {
-		key, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
-		if err != nil {
-			return nil, fmt.Errorf("server sent a malformed JWT authority %q: %w", k.GetKeyId(), err)
+		if a.GetTainted() {
+			tainted.X509 = append(tainted.X509, c)
 		}
-		if err := b.AddJWTAuthority(k.GetKeyId(), key); err != nil {
-			return nil, fmt.Errorf("JWT authority: %w", err)
-		}
+	}
+	var err error
+	if tainted.JWT, err = parseKeys("JWT", pb.GetJwtAuthorities(), b.AddJWTAuthority); err != nil {
+		return nil, err
+	}
+	if tainted.WIT, err = parseKeys("WIT", pb.GetWitAuthorities(), b.AddWITAuthority); err != nil {
+		return nil, err
 	}
 	b.SetSequenceNumber(pb.GetSequenceNumber())
-	return b, nil
+	return trust.New(b, tainted)
+}
+
+type keyMessage interface {
+	GetPublicKey() []byte
+	GetKeyId() string
+	GetTainted() bool
+}
+
+// parseKeys adds the keys and returns the ids of those that are tainted.
+func parseKeys[K keyMessage](kind string, keys []K, add func(string, crypto.PublicKey) error) (tainted []string, _ error) {
+	for _, k := range keys {
+		key, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+		if err == nil {
+			err = add(k.GetKeyId(), key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("server sent a malformed %s authority %q: %w", kind, k.GetKeyId(), err)
+		}
+		if k.GetTainted() {
+			tainted = append(tainted, k.GetKeyId())
+		}
+	}
+	return tainted, nil
 }
 
 func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
@@ -95,6 +125,9 @@ func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
 		FederatesWith: pb.GetFederatesWith(), DNSNames: pb.GetDnsNames(),
 		X509SVIDTTL: time.Duration(pb.GetX509SvidTtl()) * time.Second,
 		JWTSVIDTTL:  time.Duration(pb.GetJwtSvidTtl()) * time.Second,
+	}
+	if a := pb.GetAdditionalAttributes(); a != nil {
+		e.Attributes = &selectors.EntryAttributes{DisableX509SVIDPrefetch: a.GetDisableX509SvidPrefetch(), JWTSVIDIncludeJTI: a.GetJwtSvidIncludeJti()}
 	}
 	if at := pb.GetExpiresAt(); at != 0 {
 		e.ExpiresAt = time.Unix(at, 0)

@@ -4,15 +4,13 @@ package upstream
 
 import (
 	"context"
-	"crypto/x509"
-	"errors"
-	"fmt"
-	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/trust"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
 )
@@ -41,32 +39,95 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 	}
 	// An error of Send is io.EOF; Recv has the reason.
 	_ = stream.Send(&nodepb.WatchRequest{Resume: c.feedState})
-	for {
+	acks := acknowledge(stream)
+	for first := true; ; first = false {
 		msg, err := stream.Recv()
 		if err != nil {
 			return verdict(err)
 		}
 		back.reset()
 		c.connected.Store(true)
-		if err := c.deliver(msg); err != nil {
+		settled, err := c.deliver(msg, first)
+		if err != nil {
 			return err
 		}
 		c.feedState = msg.State
 		if msg.Bundle != nil {
-			_ = stream.Send(&nodepb.WatchRequest{BundleSequence: msg.Bundle.SequenceNumber})
+			acks.put(ack{msg.Bundle.SequenceNumber, settled})
 		}
 	}
 }
 
-func (c *Client) deliver(msg *nodepb.WatchResponse) error {
-	if msg.Bundle != nil {
-		b, err := parseBundle(c.cfg.TrustDomain, msg.Bundle)
-		if err != nil {
-			return err
+// ack is a bundle that the workloads have when settled is closed.
+type ack struct {
+	sequence uint64
+	settled  <-chan struct{}
+}
+
+// acks is one place: an ack that waits is replaced by a later one.
+type acks chan ack
+
+// acknowledge tells the server of each ack that settles, until the stream ends.
+func acknowledge(stream nodepb.Node_WatchClient) acks {
+	ctx, next := stream.Context(), make(acks, 1)
+	go func() {
+		for {
+			var a ack
+			select {
+			case a = <-next:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-a.settled:
+				_ = stream.Send(&nodepb.WatchRequest{BundleSequence: a.sequence})
+			case <-ctx.Done():
+				return
+			}
 		}
-		c.newBundle(b)
-		c.sink.Bundle(b)
+	}()
+	return next
+}
+
+// put has one caller.
+func (a acks) put(latest ack) {
+	select {
+	case <-a:
+	default:
 	}
+	a <- latest
+}
+
+// deliver gives the sink what the server says; the first message of a stream has all foreign bundles. The
+// returned channel is closed when the workloads have the bundles.
+func (c *Client) deliver(msg *nodepb.WatchResponse, first bool) (settled <-chan struct{}, err error) {
+	change := trust.Change{Full: first}
+	if msg.Bundle != nil {
+		if change.Own, err = parseOwn(c.cfg.TrustDomain, msg.Bundle); err != nil {
+			return nil, err
+		}
+		c.newBundle(change.Own)
+	}
+	for _, name := range msg.FederatedRemoved {
+		if td, err := spiffeid.TrustDomainFromString(name); err == nil {
+			change.Removed = append(change.Removed, td)
+		}
+	}
+	for _, pb := range msg.Federated {
+		td, err := spiffeid.TrustDomainFromString(pb.GetTrustDomain())
+		if err != nil {
+			c.cfg.Logger.Warn("bundle of another trust domain ignored", "trust_domain", pb.GetTrustDomain(), "error", err)
+			continue
+		}
+		b, err := parseBundle(td, pb)
+		if err != nil { // and an older one is not the truth any more
+			c.cfg.Logger.Warn("bundle of another trust domain ignored, its SVIDs are not trusted", "trust_domain", td, "error", err)
+			change.Removed = append(change.Removed, td)
+			continue
+		}
+		change.Foreign = append(change.Foreign, b)
+	}
+	settled = c.sink.Trust(change)
 	entries := make([]*selectors.Entry, 0, len(msg.Entries))
 	for _, pb := range msg.Entries {
 		e, err := parseEntry(pb)
@@ -79,48 +140,5 @@ func (c *Client) deliver(msg *nodepb.WatchResponse) error {
 	if msg.Full || len(entries) > 0 || len(msg.Removed) > 0 {
 		c.sink.Entries(msg.Full, entries, msg.Removed, msg.Revision)
 	}
-	return nil
-}
-
-// signTimeout bounds one signing call, so that a server that hangs counts as one that is away.
-const signTimeout = 10 * time.Second
-
-// Refusal is the server's verdict on a signing request, as against a fault.
-type Refusal struct{ Message string }
-
-func (r *Refusal) Error() string { return "the server refused to sign: " + r.Message }
-
-// Refused marks the error as a verdict for whoever must not know this package.
-func (r *Refusal) Refused() bool { return true }
-
-// SignX509SVID has the server sign a workload's key on the given facts. A verdict of the
-// server is a *Refusal.
-func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error) {
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
-	if conn == nil {
-		return nil, errors.New("the agent has no connection to the server yet")
-	}
-	ctx, cancel := context.WithTimeout(ctx, signTimeout)
-	defer cancel()
-	if c.spire.Load() {
-		return signBySPIRE(ctx, conn, entry.ID, csr)
-	}
-	resp, err := nodepb.NewNodeClient(conn).SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{
-		EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: factsProto(facts),
-	})
-	if err != nil {
-		return nil, signingError(err)
-	}
-	return parseChain(resp.GetSvid().GetCertChain())
-}
-
-// signingError tells a verdict of the server from a fault.
-func signingError(err error) error {
-	switch status.Code(err) {
-	case codes.NotFound, codes.FailedPrecondition, codes.InvalidArgument, codes.PermissionDenied:
-		return &Refusal{status.Convert(err).Message()}
-	}
-	return fmt.Errorf("ask the server to sign: %w", err)
+	return settled, nil
 }

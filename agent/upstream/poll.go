@@ -4,14 +4,12 @@ package upstream
 
 import (
 	"context"
-	"crypto/x509"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
-	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,7 +23,7 @@ const (
 	pollTimeout  = 30 * time.Second
 )
 
-// poll asks a server of SPIRE's for entries and bundle in turn, until that fails.
+// poll asks a server of SPIRE's for bundle, entries and the bundles that these name in turn, until that fails.
 func (c *Client) poll(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
 	for {
 		if err := c.pollOnce(ctx, conn); err != nil {
@@ -51,23 +49,32 @@ func (c *Client) pollOnce(ctx context.Context, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	return c.deliver(&nodepb.WatchResponse{Full: true, Entries: entries.Entries, Bundle: bundle})
+	federated, err := foreignBundles(ctx, conn, entries.Entries)
+	if err != nil {
+		return err
+	}
+	_, err = c.deliver(&nodepb.WatchResponse{Full: true, Entries: entries.Entries, Bundle: bundle, Federated: federated}, true)
+	return err
 }
 
-// signBySPIRE has a server of SPIRE's sign: it takes the agent's word that the workload is the entry's.
-func signBySPIRE(ctx context.Context, conn *grpc.ClientConn, entryID string, csr []byte) ([]*x509.Certificate, error) {
-	resp, err := svidv1.NewSVIDClient(conn).BatchNewX509SVID(ctx, &svidv1.BatchNewX509SVIDRequest{
-		Params: []*svidv1.NewX509SVIDParams{{EntryId: entryID, Csr: csr}},
-	})
-	if err == nil && len(resp.Results) != 1 {
-		return nil, fmt.Errorf("ask the server to sign: it gave %d answers to one question", len(resp.Results))
+// foreignBundles are those that the server has of the trust domains that entries federate with.
+func foreignBundles(ctx context.Context, conn *grpc.ClientConn, entries []*types.Entry) (out []*types.Bundle, _ error) {
+	asked := map[string]bool{}
+	for _, e := range entries {
+		for _, name := range e.FederatesWith {
+			if asked[name] {
+				continue
+			}
+			asked[name] = true
+			b, err := bundlev1.NewBundleClient(conn).GetFederatedBundle(ctx, &bundlev1.GetFederatedBundleRequest{TrustDomain: name})
+			switch {
+			case status.Code(err) == codes.NotFound: // it is gone
+			case err != nil:
+				return nil, err
+			default:
+				out = append(out, b)
+			}
+		}
 	}
-	if err == nil {
-		st := resp.Results[0].GetStatus()
-		err = status.Error(codes.Code(st.GetCode()), st.GetMessage())
-	}
-	if err != nil {
-		return nil, signingError(err)
-	}
-	return parseChain(resp.Results[0].GetSvid().GetCertChain())
+	return out, nil
 }

@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/trust"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
 )
@@ -219,9 +220,19 @@ func (f *far) BatchNewX509SVID(_ context.Context, req *svidv1.BatchNewX509SVIDRe
 }
 
 // sink notes what the client delivers.
-type sink struct{ entries chan string }
+type sink struct {
+	entries chan string
+	bundles func(trust.Change) <-chan struct{} // nil: every workload has them at once
+}
 
-func (s *sink) Bundle(*spiffebundle.Bundle) {}
+func (s *sink) Trust(c trust.Change) <-chan struct{} {
+	if s.bundles != nil {
+		return s.bundles(c)
+	}
+	settled := make(chan struct{})
+	close(settled)
+	return settled
+}
 
 func (s *sink) Entries(full bool, changed []*selectors.Entry, _ []string, _ int64) {
 	var names []string
@@ -249,7 +260,7 @@ func (f *far) run(a Attestor, history History) (*Client, *sink, <-chan error) {
 	b := spiffebundle.New(td)
 	b.AddX509Authority(f.ca)
 	c := New(Config{ServerAddress: f.addr, TrustDomain: td, Bootstrap: b, Attestor: a, History: history, DataDir: f.t.TempDir(), Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: time.Now})
-	s := &sink{make(chan string, 16)}
+	s := &sink{entries: make(chan string, 16)}
 	c.SetSink(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, done := make(chan error, 1), make(chan struct{})

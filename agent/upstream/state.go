@@ -7,11 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/assay-id/assay/agent/trust"
 )
 
 // saved is DataDir/agent.json. Key is the attestor's; a TPM's names a key and is no secret,
@@ -120,20 +124,39 @@ func (c *Client) save(n *node) error {
 // refuses what is in it, and the agent attests anew.
 func (c *Client) unsave() { _ = os.Remove(c.statePath()) }
 
-// newBundle replaces the authorities that authenticate the server, on open connections too.
-func (c *Client) newBundle(b *spiffebundle.Bundle) {
+// newBundle replaces the authorities that authenticate the server, on open connections too. If the agent's
+// own SVID is by one that is tainted, it is due for renewal.
+func (c *Client) newBundle(b *trust.Bundle) {
 	c.mu.Lock()
 	n := c.node
 	c.mu.Unlock()
-	if n == nil || n.bundle.Equal(b) {
+	if n == nil {
 		return
 	}
-	n.bundle.SetX509Authorities(b.X509Authorities())
-	n.bundle.SetJWTAuthorities(b.JWTAuthorities())
-	if seq, ok := b.SequenceNumber(); ok {
-		n.bundle.SetSequenceNumber(seq)
+	if b.TaintsChain(n.svid.Certificates) && !n.tainted {
+		n.tainted = true
+		wait := rand.N(taintSpread)
+		if n.renewed { // and the server still signs by it
+			wait += taintAgain
+		}
+		time.AfterFunc(wait, c.due)
 	}
+	all := b.SPIFFE()
+	if n.bundle.Equal(all) {
+		return
+	}
+	n.bundle.SetX509Authorities(all.X509Authorities())
+	n.bundle.SetJWTAuthorities(all.JWTAuthorities())
+	n.bundle.SetWITAuthorities(all.WITAuthorities())
+	n.bundle.SetSequenceNumber(b.Sequence())
 	if err := c.save(n); err != nil {
 		c.cfg.Logger.Warn("bundle is in use but could not be kept for the next start", "error", err)
 	}
 }
+
+const (
+	// taintSpread is the time over which agents replace SVIDs by a tainted authority: all hear of it at once.
+	taintSpread = time.Second
+	// taintAgain is added where that gave one by a tainted authority.
+	taintAgain = time.Minute
+)

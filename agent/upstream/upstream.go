@@ -5,8 +5,8 @@
 // workload keys signed on evidence.
 //
 //	attest   no client certificate   Agent.AttestAgent, then Bundle.GetBundle on the same connection
-//	then     mTLS, the node's key    Node.Watch (one stream), Node.SignX509SVID; with a TPM Node.Requote
-//	         a server of SPIRE's     Entry.GetAuthorizedEntries and Bundle.GetBundle in turn, SVID.BatchNewX509SVID
+//	then     mTLS, the node's key    Node.Watch (one stream), Node.Sign…SVID; with a TPM Node.Requote
+//	         a server of SPIRE's     Entry.GetAuthorizedEntries and Bundle.Get…Bundle in turn, SVID.…New…SVID
 //	renew    reattestable: attest again (for a TPM: a fresh quote). Otherwise Agent.RenewAgent
 //
 // Protobuf types do not leave this package.
@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -49,7 +50,8 @@ type Attestor interface {
 // Sink takes what the server pushes (agent/svids).
 type Sink interface {
 	Entries(full bool, changed []*selectors.Entry, removed []string, revision int64)
-	Bundle(*spiffebundle.Bundle)
+	// Trust returns a channel that is closed when the workloads have the bundles.
+	Trust(trust.Change) (settled <-chan struct{})
 }
 
 // Config is what New needs.
@@ -83,6 +85,7 @@ type Client struct {
 	connected atomic.Bool
 	spire     atomic.Bool // conn's server has SPIRE's services only
 	returns   bool        // the node was admitted in this run and can attest again; Run's own
+	due       func()      // ends the session so that the node's SVID is renewed; the session's own
 	feedState []byte      // names the entries that the sink has, for the server; Run's own
 }
 
@@ -91,6 +94,8 @@ type node struct {
 	svid         *x509svid.SVID
 	bundle       *spiffebundle.Bundle
 	reattestable bool
+	tainted      bool // by an authority that is tainted, so its renewal is due; the feed's own
+	renewed      bool // because the one before was
 }
 
 // New returns a Client that has not connected yet. Sink may be set later by SetSink.
@@ -167,14 +172,14 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 	if err := c.postStatus(ctx, n, conn); err != nil {
 		return err
 	}
-	c.sink.Bundle(n.bundle.Clone())
 
 	leaf := n.svid.Certificates[0]
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	due := leaf.NotBefore.Add(life/2 - time.Duration(rand.Int64N(int64(life/10)+1)))
 	untilDue, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	timer := time.AfterFunc(max(due.Sub(c.cfg.Now()), 0), func() { cancel(errRenewalDue) })
+	c.due = func() { cancel(errRenewalDue) }
+	timer := time.AfterFunc(max(due.Sub(c.cfg.Now()), 0), c.due)
 	defer timer.Stop()
 
 	group, streams := errgroup.WithContext(untilDue)
@@ -218,6 +223,7 @@ func (c *Client) renew(ctx context.Context, n *node, conn *grpc.ClientConn) erro
 	if err != nil {
 		return fmt.Errorf("renew the node's SVID: %w", err)
 	}
+	next.renewed = n.tainted
 	return c.adopt(next)
 }
 

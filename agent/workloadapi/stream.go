@@ -29,18 +29,16 @@ type message[M any] interface {
 // caller is checked before each send, so nothing reaches a connection that changed hands.
 func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], answer func(context.Context, Workload) (P, []*svids.SVID, error)) error {
 	ctx := st.Context()
-	w, err := s.attest(ctx)
+	w, err := s.enter(ctx)
 	if err != nil {
-		return s.refuse(ctx, err)
-	}
-	if err := s.wait(ctx); err != nil {
 		return err
 	}
-	sub := s.svids.Subscribe(w.Selectors())
+	sub := s.cfg.SVIDs.Subscribe(w.Selectors())
 	defer sub.Close()
 	var last P
 	for {
 		changed := w.Changed() // before the check that it follows
+		bundles := sub.Version()
 		next, delivered, err := answer(ctx, w)
 		if err != nil {
 			return err
@@ -55,6 +53,7 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 			s.delivered(w, delivered)
 			last = next
 		}
+		sub.Has(bundles)
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
@@ -72,14 +71,14 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 // wait holds a call until the first entries and bundle are here.
 func (s *Server) wait(ctx context.Context) error {
 	select {
-	case <-s.svids.Ready():
+	case <-s.cfg.SVIDs.Ready():
 		return nil
 	default:
 	}
 	timeout := time.NewTimer(readyTimeout)
 	defer timeout.Stop()
 	select {
-	case <-s.svids.Ready():
+	case <-s.cfg.SVIDs.Ready():
 		return nil
 	case <-timeout.C:
 		return status.Error(codes.Unavailable, "the agent has no entries from the server yet, try again")
@@ -94,7 +93,7 @@ func (s *Server) refuse(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	s.log.Warn("caller refused", "reason", err)
+	s.cfg.Logger.Warn("caller refused", "reason", err)
 	return status.Error(codes.PermissionDenied, err.Error())
 }
 
@@ -103,14 +102,14 @@ func (s *Server) delivered(w Workload, list []*svids.SVID) {
 	if len(list) == 0 {
 		return
 	}
-	f, now := w.Facts(), s.now().UTC()
+	f, now := w.Facts(), s.cfg.Now().UTC()
 	attrs := []any{"pid", f.Process.TGID, "exec_id", f.Process.ExecID, "sha256", f.Executable.SHA256.String()}
 	records := make([]history.Delivery, len(list))
 	for i, v := range list {
-		attrs = append(attrs, slog.Group(v.ID.String(), "serial", v.Serial, "entry", v.EntryID))
-		records[i] = history.Delivery{Time: now, SPIFFEID: v.ID.String(), Serial: v.Serial, Entry: v.EntryID,
-			Process: f.Process, SHA256: f.Executable.SHA256, Tier: f.Tier.String()}
+		attrs = append(attrs, slog.Group(v.ID.String(), "kind", v.Kind, "serial", v.Serial, "entry", v.EntryID))
+		records[i] = history.Delivery{Time: now, Kind: v.Kind.String(), SPIFFEID: v.ID.String(), Serial: v.Serial, Entry: v.EntryID,
+			Audience: v.Audience, Process: f.Process, SHA256: f.Executable.SHA256, Tier: f.Tier.String()}
 	}
-	s.history.Record(records...)
-	s.log.Info("delivered", attrs...)
+	s.cfg.History.Record(records...)
+	s.cfg.Logger.Info("delivered", attrs...)
 }

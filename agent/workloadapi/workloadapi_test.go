@@ -5,6 +5,7 @@ package workloadapi
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -21,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -32,6 +35,7 @@ import (
 
 	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -94,6 +98,42 @@ func (s *signer) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte,
 	return []*x509.Certificate{cert}, err
 }
 
+// token signs the claims with the trust domain's key.
+func (s *signer) token(e *selectors.Entry, kid, typ string, claims map[string]any) (trust.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return trust.Token{}, s.err
+	}
+	s.next++
+	claims["sub"], claims["iat"], claims["exp"], claims["n"] = e.SPIFFEID.String(), time.Now().Unix(), time.Now().Add(time.Hour).Unix(), s.next
+	text, err := signJWT(s.key, kid, typ, claims)
+	if err != nil {
+		return trust.Token{}, err
+	}
+	return trust.ReadToken(text, e.SPIFFEID)
+}
+
+func signJWT(key crypto.Signer, kid, typ string, claims map[string]any) (string, error) {
+	j, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: kid}}, (&jose.SignerOptions{}).WithType(jose.ContentType(typ)))
+	if err != nil {
+		return "", err
+	}
+	return jwt.Signed(j).Claims(claims).Serialize()
+}
+
+func (s *signer) SignJWTSVID(_ context.Context, e *selectors.Entry, audience []string, _ *selectors.Facts) (trust.Token, error) {
+	return s.token(e, "jwt", "JWT", map[string]any{"aud": audience, "private": true})
+}
+
+func (s *signer) SignWITSVID(_ context.Context, e *selectors.Entry, public []byte, algorithm string, _ *selectors.Facts) (trust.Token, error) {
+	key, err := x509.ParsePKIXPublicKey(public)
+	if err != nil {
+		return trust.Token{}, err
+	}
+	return s.token(e, "wit", "wit+jwt", map[string]any{"cnf": map[string]any{"jwk": jose.JSONWebKey{Key: key, Algorithm: algorithm}}})
+}
+
 func (s *signer) fails(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,6 +148,7 @@ func (refusal) Refused() bool { return true }
 // fixture is a served Workload API with a real svids.Manager behind it.
 type fixture struct {
 	pb.SpiffeWorkloadAPIClient
+	conn    *grpc.ClientConn
 	manager *svids.Manager
 	signer  *signer
 	caller  *caller
@@ -141,11 +182,11 @@ func serve(t *testing.T) *fixture {
 	log := slog.New(slog.NewTextHandler(f, nil))
 	f.manager = svids.New(f.signer, log, time.Now)
 	g := grpc.NewServer(Interceptors()...)
-	New(func(context.Context) (Workload, error) {
+	New(Config{Attest: func(context.Context) (Workload, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.caller, f.denied
-	}, f.manager, f, log, time.Now).Register(g)
+	}, SVIDs: f.manager, History: f, ForeignClaims: []string{"allowed"}, Logger: log, Now: time.Now}).Register(g)
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -164,7 +205,7 @@ func serve(t *testing.T) *fixture {
 			t.Error(err)
 		}
 	})
-	f.SpiffeWorkloadAPIClient = pb.NewSpiffeWorkloadAPIClient(conn)
+	f.SpiffeWorkloadAPIClient, f.conn = pb.NewSpiffeWorkloadAPIClient(conn), conn
 	return f
 }
 
@@ -189,7 +230,19 @@ func (f *fixture) bundle(t *testing.T, n int64) {
 	}
 	b := spiffebundle.New(td)
 	b.AddX509Authority(cert)
-	f.manager.Bundle(b)
+	if err := errors.Join(b.AddJWTAuthority("jwt", f.signer.key.Public()), b.AddWITAuthority("wit", f.signer.key.Public())); err != nil {
+		t.Fatal(err)
+	}
+	f.manager.Trust(trust.Change{Own: bundleOf(t, b)})
+}
+
+func bundleOf(t *testing.T, b *spiffebundle.Bundle) *trust.Bundle {
+	t.Helper()
+	out, err := trust.New(b, trust.Tainted{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 func call(t *testing.T) context.Context {
@@ -239,9 +292,6 @@ func TestSecurityHeader(t *testing.T) {
 		if _, err := f.FetchJWTSVID(ctx, &pb.JWTSVIDRequest{}); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("a unary call with %v: %v", md, err)
 		}
-	}
-	if _, err := f.FetchJWTSVID(call(t), &pb.JWTSVIDRequest{}); status.Code(err) != codes.Unimplemented {
-		t.Errorf("the JWT profile: %v", err)
 	}
 }
 

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package svids
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/selectors"
+)
+
+// Signer has SVIDs signed by the server (agent/upstream). An error with a method
+// Refused() bool that says true is a verdict of the server; any other is a fault.
+type Signer interface {
+	// SignX509SVID returns the chain, leaf first.
+	SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error)
+	SignJWTSVID(ctx context.Context, entry *selectors.Entry, audience []string, facts *selectors.Facts) (trust.Token, error)
+	// SignWITSVID takes the workload's public key, PKIX DER, and the JWS algorithm that it signs with.
+	SignWITSVID(ctx context.Context, entry *selectors.Entry, publicKey []byte, algorithm string, facts *selectors.Facts) (trust.Token, error)
+}
+
+// refused reports whether a Signer's error is a verdict of the server and not a fault.
+func refused(err error) bool {
+	var r interface{ Refused() bool }
+	return errors.As(err, &r) && r.Refused()
+}
+
+func (m *Manager) sign(ctx context.Context, c Caller, e *selectors.Entry, kind Kind, audience []string) (*SVID, error) {
+	svid := &SVID{Kind: kind, EntryID: e.ID, EntryRevision: e.Revision, ID: e.SPIFFEID, Audience: audience}
+	switch kind {
+	case JWT:
+		return svid.signed(m.signer.SignJWTSVID(ctx, e, audience, c.Facts()))
+	case WIT:
+		key, public, err := makeWITKey()
+		if err != nil {
+			return nil, err
+		}
+		svid.Key = key
+		return svid.signed(m.signer.SignWITSVID(ctx, e, public, string(jose.ES256), c.Facts()))
+	}
+	key, csr, err := makeX509Key(e.SPIFFEID)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := m.signer.SignX509SVID(ctx, e, csr, c.Facts())
+	if err != nil {
+		return nil, err
+	}
+	leaf := chain[0]
+	svid.Key, svid.Serial, svid.NotBefore, svid.NotAfter = key, leaf.SerialNumber.String(), leaf.NotBefore, leaf.NotAfter
+	for _, c := range chain {
+		svid.Chain = append(svid.Chain, c.Raw...)
+	}
+	return svid, nil
+}
+
+func (s *SVID) signed(t trust.Token, err error) (*SVID, error) {
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(t.Text))
+	s.Token, s.keyID, s.NotBefore, s.NotAfter, s.Serial = t.Text, t.KeyID, t.IssuedAt, t.ExpiresAt, hex.EncodeToString(sum[:])
+	return s, nil
+}
+
+// makeX509Key returns a new P-256 key as PKCS#8 and a CSR for the entry signed by it.
+func makeX509Key(id spiffeid.ID) (pkcs8, csr []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make SVID key: %w", err)
+	}
+	if pkcs8, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
+		return nil, nil, fmt.Errorf("encode SVID key: %w", err)
+	}
+	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
+		URIs:    []*url.URL{id.URL()},
+	}, key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make CSR: %w", err)
+	}
+	return pkcs8, csr, nil
+}
+
+// makeWITKey returns a new P-256 key as a JWK (SPIFFE Workload API, section 7.1) and its public part, PKIX DER.
+func makeWITKey() (jwk, public []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make WIT key: %w", err)
+	}
+	if public, err = x509.MarshalPKIXPublicKey(&key.PublicKey); err != nil {
+		return nil, nil, fmt.Errorf("encode WIT key: %w", err)
+	}
+	jwk, err = jose.JSONWebKey{Key: key, Algorithm: string(jose.ES256)}.MarshalJSON()
+	return jwk, public, err
+}

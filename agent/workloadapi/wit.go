@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package workloadapi
+
+import (
+	"context"
+
+	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/agent/svids"
+	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/selectors"
+)
+
+// FetchWITSVID streams the caller's WIT-SVIDs with their keys, or that of one SPIFFE ID (section 7.2.1).
+func (s *Server) FetchWITSVID(req *pb.WITSVIDRequest, st grpc.ServerStreamingServer[pb.WITSVIDResponse]) error {
+	id, err := readID(req.SpiffeId)
+	if err != nil {
+		return err
+	}
+	return stream(s, st, func(ctx context.Context, w Workload) (*pb.WITSVIDResponse, []*svids.SVID, error) {
+		entries, err := s.entitled(w, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, err := s.witBundles(entries); err != nil {
+			return nil, nil, err
+		}
+		list, err := s.cfg.SVIDs.WIT(ctx, w, entries)
+		if err := s.issued(w, list, err); err != nil {
+			return nil, nil, err
+		}
+		hints, resp := svids.Hints(entries), &pb.WITSVIDResponse{}
+		for _, v := range list {
+			resp.Svids = append(resp.Svids, &pb.WITSVID{SpiffeId: v.ID.String(), WitSvid: v.Token, WitSvidKey: string(v.Key), Hint: hints[v.EntryID]})
+		}
+		return resp, list, nil
+	})
+}
+
+// FetchWITBundles streams the caller's WIT bundles as JWK Sets, if it has an identity (section 7.2.2).
+func (s *Server) FetchWITBundles(_ *pb.WITBundlesRequest, st grpc.ServerStreamingServer[pb.WITBundlesResponse]) error {
+	return stream(s, st, func(_ context.Context, w Workload) (*pb.WITBundlesResponse, []*svids.SVID, error) {
+		entries, err := s.entitled(w, spiffeid.ID{})
+		if err != nil {
+			return nil, nil, err
+		}
+		bundles, err := s.witBundles(entries)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &pb.WITBundlesResponse{Bundles: byTrustDomain(bundles, func(b *trust.Bundle) string { return string(b.WITKeys()) })}, nil, nil
+	})
+}
+
+// witBundles is Unimplemented where the trust domain's servers have no WIT authorities (section 7).
+func (s *Server) witBundles(entries []*selectors.Entry) ([]*trust.Bundle, error) {
+	bundles := s.cfg.SVIDs.Bundles(entries)
+	if !bundles[0].HasWIT() {
+		return nil, status.Error(codes.Unimplemented, "the trust domain has no WIT authorities")
+	}
+	return bundles, nil
+}
