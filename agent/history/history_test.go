@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -84,7 +85,7 @@ func TestChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r Record
-	if err := json.Unmarshal(data[:bytes.IndexByte(data, '\n')], &r); err != nil || r.Number != 1 || r.Delivery != delivery(0) {
+	if err := json.Unmarshal(data[:bytes.IndexByte(data, '\n')], &r); err != nil || r.Number != 1 || !reflect.DeepEqual(r.Delivery, delivery(0)) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if st, err := os.Stat(filepath.Join(dir, fileName)); err != nil || st.Mode().Perm() != 0o600 {
