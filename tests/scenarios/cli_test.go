@@ -89,7 +89,9 @@ func TestJSONEverywhere(t *testing.T) {
 	shared.create(t, "/json", "--binary", bin("assay"))
 	for _, args := range [][]string{
 		{"entry", "show"}, {"node", "list"}, {"node", "show", shared.NodeID}, {"tpm", "roots"}, {"tpm", "inventory", "list"}, {"tpm", "inventory", "export"}, {"token", "create"}, {"bundle", "show"},
-		{"fetch", "x509"}, {"explain", "--pid", "1"}, {"server", "status"}, {"agent", "status"},
+		{"fetch", "x509"}, {"explain", "--pid", "1"}, {"server", "status"}, {"agent", "status"}, {"healthcheck"}, {"debug", "getinfo"}, {"logger", "get"},
+		{"bundle", "list"}, {"bundle", "count"}, {"federation", "list"}, {"localauthority", "x509", "show"}, {"localauthority", "jwt", "show"}, {"localauthority", "wit", "show"},
+		{"x509", "mint", "--spiffe-id", "spiffe://example.org/json"}, {"jwt", "mint", "--spiffe-id", "spiffe://example.org/json", "--audience", "a"}, {"entry", "count"}, {"entry", "export"},
 	} {
 		var any any
 		shared.must(t, &any, args...)
