@@ -116,8 +116,14 @@ type entry struct {
 // register makes an entry for this test and removes it at its end.
 func (m *machine) register(t *testing.T, path string, more ...string) entry {
 	t.Helper()
+	return m.registerUnder(t, path, m.NodeID, more...)
+}
+
+// registerUnder is register for any parent.
+func (m *machine) registerUnder(t *testing.T, path, parent string, more ...string) entry {
+	t.Helper()
 	var list []entry
-	m.must(t, &list, append([]string{"entry", "create", "--spiffe-id", "spiffe://" + m.TrustDomain + path, "--parent", m.NodeID}, more...)...)
+	m.must(t, &list, append([]string{"entry", "create", "--spiffe-id", "spiffe://" + m.TrustDomain + path, "--parent", parent}, more...)...)
 	t.Cleanup(func() {
 		if t.Failed() && m == shared {
 			t.Logf("--- logs\n%s", m.logs)

@@ -264,3 +264,54 @@ func TestOperateLocalAuthorities(t *testing.T) {
 		t.Error("an upstream authority that is not there was tainted")
 	}
 }
+
+// The server tells which entries a process on a node matches, which nearly, and which are for other nodes.
+func TestExplainOnServer(t *testing.T) {
+	const td = "spiffe://example.org"
+	shared.registerUnder(t, "/pool", td+"/spire/server", "--selector", "tpm:key:tpm-resident")
+	shared.registerUnder(t, "/other-pool", td+"/spire/server", "--selector", "tpm:key:tpm-resident", "--selector", "tpm:firmware:00000000000000ff")
+	match := shared.registerUnder(t, "/explain/match", td+"/pool", "--selector", "unix:uid:4901")
+	nested := shared.registerUnder(t, "/explain/nested", td+"/explain/match", "--selector", "unix:gid:4901")
+	near := shared.registerUnder(t, "/explain/near", shared.NodeID, "--selector", "unix:uid:4901", "--selector", "unix:user:nobody", "--selector", "unix:group:nogroup")
+	far := shared.registerUnder(t, "/explain/far", td+"/other-pool", "--selector", "unix:uid:4901")
+
+	type found struct {
+		EntryID string `json:"entry_id"`
+		Missing []string
+	}
+	var x struct {
+		State                       string
+		Matches, Nearest, Elsewhere []found
+	}
+	shared.must(t, &x, "explain", "--node", shared.NodeID, "--selector", "unix:uid:4901", "--selector", "unix:gid:4901", "--selector", "unix:group:nogroup", "--nearest", "1")
+	ids := map[string]bool{}
+	for _, m := range x.Matches {
+		ids[m.EntryID] = true
+	}
+	if x.State != "admitted" || len(ids) != 2 || !ids[match.ID] || !ids[nested.ID] {
+		t.Errorf("matches %+v of a node that is %s", x.Matches, x.State)
+	}
+	if len(x.Nearest) != 1 || x.Nearest[0].EntryID != near.ID || len(x.Nearest[0].Missing) != 1 || x.Nearest[0].Missing[0] != "unix:user:nobody" {
+		t.Errorf("nearest %+v", x.Nearest)
+	}
+	if len(x.Elsewhere) != 1 || x.Elsewhere[0].EntryID != far.ID || len(x.Elsewhere[0].Missing) != 1 || x.Elsewhere[0].Missing[0] != "tpm:firmware:00000000000000ff" {
+		t.Errorf("elsewhere %+v", x.Elsewhere)
+	}
+	text := shared.must(t, nil, "explain", "--node", shared.NodeID, "--selector", "unix:uid:4901")
+	contains(t, "explain as text", text, "is admitted", "matches entry "+match.ID, "not entry "+near.ID, "the process lacks", "which is for "+td+"/other-pool and not for this node", "the node lacks  tpm:firmware:00000000000000ff")
+
+	// A process of this machine, by the agent and by its facts, carried to the server.
+	w := shared.startWorkload(t, self)
+	w.next(t, shared)
+	mine := shared.create(t, "/explain/mine", "--selector", "unix:sha256:"+digestOf(t, self), "--selector", "evidence:observed")
+	facts := file(t, "facts.json", shared.must(t, nil, "-o", "json", "explain", "--pid", w.pid()))
+	contains(t, "explain --node --pid", shared.must(t, nil, "explain", "--node", shared.NodeID, "--pid", w.pid()), "the agent's view: ", "known to be right", "matches entry "+mine.ID)
+	contains(t, "explain --node --facts", shared.must(t, nil, "explain", "--node", shared.NodeID, "--facts", facts), "matches entry "+mine.ID)
+	contains(t, "explain --pid", shared.must(t, nil, "explain", "--pid", w.pid()), "the agent's view: ", "matches entry "+mine.ID)
+	for _, bad := range [][]string{{"explain"}, {"explain", "--selector", "unix:uid:1"}, {"explain", "--node", td + "/spire/agent/none", "--selector", "unix:uid:1"},
+		{"explain", "--node", td + "/spire/agent/none", "--pid", "1"}, {"explain", "--node", shared.NodeID}} {
+		if out, err := shared.assay(t, bad...); err == nil {
+			t.Errorf("%v was accepted: %s", bad, out)
+		}
+	}
+}

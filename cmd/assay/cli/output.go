@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	evidencepb "github.com/assay-id/assay/proto/evidence"
 )
 
 // Dial connects to an admin socket; the socket's file mode is the authentication.
@@ -113,4 +115,17 @@ func Failed(what string, s *types.Status) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %s (%s)", what, s.GetMessage(), codes.Code(s.GetCode()))
+}
+
+// TierText is a tier with what it stands on.
+func TierText(t evidencepb.Tier) string {
+	switch t {
+	case evidencepb.Tier_TIER_T1:
+		return "T1 (BPF LSM)"
+	case evidencepb.Tier_TIER_T2:
+		return "T2 (tracepoints and cgroup programs)"
+	case evidencepb.Tier_TIER_T3:
+		return "T3 (pidfd and /proc)"
+	}
+	return "none"
 }
