@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +19,8 @@ import (
 	"github.com/assay-id/assay/server/ca"
 )
 
-// ownSVID is the server's certificate for its TCP listener. It gets a new key at half life.
+// ownSVID is the server's certificate for its TCP listener. It gets a new key at half life, and when
+// another authority has become the active one: who has forgotten the former could not connect.
 type ownSVID struct {
 	ca *ca.CA
 
@@ -69,20 +71,29 @@ const renewCheck = 5 * time.Second
 func (o *ownSVID) run(ctx context.Context, log *slog.Logger) {
 	tick := time.NewTicker(renewCheck)
 	defer tick.Stop()
+	_, changed := o.ca.Bundle()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-changed:
 		}
+		_, changed = o.ca.Bundle()
 		o.mu.RLock()
 		leaf := o.cert.Leaf
 		o.mu.RUnlock()
-		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)) {
+		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)) && o.active(leaf) {
 			continue
 		}
 		if err := o.renew(); err != nil {
 			log.Error("the server's SVID can not be renewed; trying again", "error", err, "expires_at", leaf.NotAfter)
 		}
 	}
+}
+
+// active reports whether the authority that signed the certificate still signs, as far as is known.
+func (o *ownSVID) active(leaf *x509.Certificate) bool {
+	state, err := o.ca.State(ca.X509)
+	return err != nil || hex.EncodeToString(leaf.AuthorityKeyId) == state.Active.ID
 }

@@ -87,8 +87,14 @@ func (c *CA) prepare(ctx context.Context, k Kind, now time.Time) (*authority, er
 	replaced := s.next
 	s.next, s.old = a, false
 	err = c.write(ctx, k, s, func(b Bundle, txn *store.Txn) error {
-		a.sequence = b.Next()
-		return a.announce(b, txn, roots, above)
+		if err := a.announce(b, txn, roots, above); err != nil {
+			return err
+		}
+		a.sequence = b.Sequence // whoever has it knows the upstream's root
+		if len(txn.Puts) > 0 {
+			a.sequence = b.Next()
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("publish %s authority %s: %w", k, a.id, err)

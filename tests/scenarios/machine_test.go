@@ -26,7 +26,10 @@ type machine struct {
 
 func boot(ctx context.Context, o dev.Options) (*machine, error) {
 	m := &machine{logs: &logBuffer{}}
-	o.Bin, o.TPM, o.EKCA, o.Log = bin(""), os.Getenv("ASSAY_TPM"), os.Getenv("ASSAY_EK_CA"), m.logs
+	o.Bin, o.TPM, o.Log = bin(""), os.Getenv("ASSAY_TPM"), m.logs
+	if o.EKCA == "" {
+		o.EKCA = os.Getenv("ASSAY_EK_CA")
+	}
 	var err error
 	m.Env, err = dev.Start(ctx, o)
 	return m, err

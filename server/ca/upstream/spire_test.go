@@ -191,15 +191,25 @@ func (a *above) GetBundle(context.Context, *bundlev1.GetBundleRequest) (*types.B
 	return out, nil
 }
 
-// below opens a CA below it.
+// below opens a CA below it, whose agents know each bundle at once.
 func (a *above) below(t *testing.T) (*ca.CA, error) {
 	t.Helper()
 	u := &upstream.SPIRE{TrustDomain: td, Address: a.address, WorkloadAPI: "unix://" + a.socket, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	t.Cleanup(func() { check(t, u.Close()) })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	c, err := ca.Open(ctx, ca.Config{Dir: t.TempDir(), TrustDomain: td, Store: storetest.Open(t), Upstream: u})
+	var opened atomic.Pointer[ca.CA]
+	acked := func(sequence uint64) []string {
+		if c := opened.Load(); c != nil {
+			if b, _ := c.Bundle(); b.Sequence < sequence {
+				return []string{"an agent"}
+			}
+		}
+		return nil
+	}
+	c, err := ca.Open(ctx, ca.Config{Dir: t.TempDir(), TrustDomain: td, Store: storetest.Open(t), Upstream: u, Acked: acked})
 	if err == nil {
+		opened.Store(c)
 		t.Cleanup(c.Close)
 	}
 	return c, err
