@@ -218,10 +218,14 @@ func nearestForm(s Selector, kin []form) string {
 		if n < len(f) {
 			have = strings.Join(parts[:min(n, len(parts))], ":")
 		}
-		d := levenshtein.Distance(have, f[:n].String(), nil)
-		if parts[0] == f[0] {
+		words := f[:n].String()
+		d := levenshtein.Distance(have, words, nil)
+		switch {
+		case parts[0] == f[0]:
 			d = min(d, maxEdits)
-		} else {
+		case words != "" && strings.HasPrefix(have, words): // a colon is missing
+			d = min(d, 2) + maxEdits + 1
+		default:
 			d += maxEdits + 1
 		}
 		if d < least {

@@ -81,6 +81,7 @@ func TestUnknownSelectors(t *testing.T) {
 		"unix:uid:007":                            "want unix:uid:<n>",
 		"unix:uid":                                "want unix:uid:<n>",
 		"unix:path:bin/sh":                        "where <path> is an absolute path",
+		"unix:uid1000":                            `did you mean "unix:uid:<n>"?`,
 		"unix:usr:x":                              `did you mean "unix:user:<text>"?`,
 		"unx:uid:1":                               `its type "unx" is not known; did you mean "unix"?`,
 		"acme:x":                                  `its type "acme" is not known`,
