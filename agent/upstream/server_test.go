@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -53,9 +55,13 @@ type far struct {
 
 	// admit judges an attestation; a challenge may be put to the agent. nil admits all.
 	admit func(payload []byte, challenge func([]byte) []byte) error
+	// watch holds a feed; nil pushes one entry and waits.
+	watch func(stream nodepb.Node_WatchServer) error
 	// requote holds a conversation; nil ends it at once with Unimplemented.
 	requote func(stream nodepb.Node_RequoteServer) error
 	polled  []*types.Entry
+	// foreign are the bundles that a server of SPIRE's has.
+	foreign map[string]*types.Bundle
 
 	mu       sync.Mutex
 	attested int
@@ -176,12 +182,24 @@ func (f *far) GetBundle(context.Context, *bundlev1.GetBundleRequest) (*types.Bun
 	return &types.Bundle{TrustDomain: td.Name(), X509Authorities: []*types.X509Certificate{{Asn1: f.ca.Raw}}}, nil
 }
 
+func (f *far) GetFederatedBundle(_ context.Context, req *bundlev1.GetFederatedBundleRequest) (*types.Bundle, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if b := f.foreign[req.TrustDomain]; b != nil {
+		return b, nil
+	}
+	return nil, status.Error(codes.NotFound, "bundle not found")
+}
+
 func workload(id string) *types.Entry {
 	return &types.Entry{Id: id, SpiffeId: &types.SPIFFEID{TrustDomain: td.Name(), Path: "/" + id}, ParentId: &types.SPIFFEID{TrustDomain: td.Name(), Path: "/spire/agent/fake/1"},
 		Selectors: []*types.Selector{{Type: "unix", Value: "uid:0"}}}
 }
 
 func (f *far) Watch(st nodepb.Node_WatchServer) error {
+	if f.watch != nil {
+		return f.watch(st)
+	}
 	if err := st.Send(&nodepb.WatchResponse{Full: true, Entries: []*types.Entry{workload("pushed")}}); err != nil {
 		return err
 	}
@@ -219,6 +237,16 @@ func (f *far) BatchNewX509SVID(_ context.Context, req *svidv1.BatchNewX509SVIDRe
 	return out, nil
 }
 
+// NewJWTSVID signs for polled, whatever was asked.
+func (f *far) NewJWTSVID(_ context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: f.key, KeyID: "kid"}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	text, err := jwt.Signed(s).Claims(map[string]any{"sub": td.IDString() + "/polled", "aud": req.Audience, "iat": 100, "exp": 160}).Serialize()
+	return &svidv1.NewJWTSVIDResponse{Svid: &types.JWTSVID{Token: text}}, err
+}
+
 // sink notes what the client delivers.
 type sink struct {
 	entries chan string
@@ -229,10 +257,15 @@ func (s *sink) Trust(c trust.Change) <-chan struct{} {
 	if s.bundles != nil {
 		return s.bundles(c)
 	}
-	settled := make(chan struct{})
-	close(settled)
 	return settled
 }
+
+// settled is closed.
+var settled = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 func (s *sink) Entries(full bool, changed []*selectors.Entry, _ []string, _ int64) {
 	var names []string
@@ -257,10 +290,14 @@ func (s *sink) gets(t *testing.T, want string) {
 // run starts a client against f and returns it, what it delivers, and how it ends.
 func (f *far) run(a Attestor, history History) (*Client, *sink, <-chan error) {
 	f.t.Helper()
+	return f.runTo(a, history, &sink{entries: make(chan string, 16)})
+}
+
+func (f *far) runTo(a Attestor, history History, s *sink) (*Client, *sink, <-chan error) {
+	f.t.Helper()
 	b := spiffebundle.New(td)
 	b.AddX509Authority(f.ca)
 	c := New(Config{ServerAddress: f.addr, TrustDomain: td, Bootstrap: b, Attestor: a, History: history, DataDir: f.t.TempDir(), Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: time.Now})
-	s := &sink{entries: make(chan string, 16)}
 	c.SetSink(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, done := make(chan error, 1), make(chan struct{})
