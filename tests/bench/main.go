@@ -6,6 +6,7 @@
 //	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
 //	bench kernel       what every process does, with the sensor in the kernel and without
 //	bench propagate    a change of an entry until the open stream has the new SVID
+//	bench agents [n]   a server with a crowd of agents (10000): memory, who is told when, a storm
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/assay-id/assay/cmd/dev"
@@ -39,8 +41,16 @@ func run(args []string) error {
 		return with(ctx, fetch)
 	case len(args) == 1 && args[0] == "propagate":
 		return with(ctx, propagate)
+	case len(args) == 1 && args[0] == "agents":
+		return agents(ctx, 10_000)
+	case len(args) == 2 && args[0] == "agents":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return fmt.Errorf("how many agents: %w", err)
+		}
+		return agents(ctx, n)
 	}
-	return errors.New("usage: bench fetch | kernel | propagate")
+	return errors.New("usage: bench fetch | kernel | propagate | agents [n]")
 }
 
 // with runs f on a machine of its own.

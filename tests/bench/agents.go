@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/assay-id/assay/tests/soak/fleet"
+)
+
+// few is the crowd that is measured first.
+const few = 100
+
+// settling is how long a quiet server takes to give back what it does not need: the runtime collects
+// at least every two minutes. BENCH_SETTLE makes it another time.
+func settling() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("BENCH_SETTLE")); err == nil {
+		return d
+	}
+	return 130 * time.Second
+}
+
+// agents measures a server in a process of its own with n agents that are simulated in this one.
+func agents(ctx context.Context, n int) (err error) {
+	if n < few {
+		return fmt.Errorf("%d agents are too few: write %d or more", n, few)
+	}
+	dir, err := os.MkdirTemp("/run", "assay-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	server, err := fleet.NewServer(filepath.Dir(exe), dir, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Stop()) }()
+	if err := server.Start(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &crowd{server: server}
+	for _, step := range []func(context.Context, *crowd, int) error{attestAll, withFew, withAll, storm} {
+		if err := step(ctx, c, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func attestAll(ctx context.Context, c *crowd, n int) error {
+	began := time.Now()
+	if err := c.gather(ctx, n); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	fmt.Printf("%d agents attest by join tokens and get an entry each, %d at a time: %s, %.0f/s; load %s\n", n, atATime, took.Round(time.Millisecond), float64(n)/took.Seconds(), load())
+	return nil
+}
+
+func withFew(ctx context.Context, c *crowd, _ int) error {
+	if err := c.connect(ctx, c.all[:few]); err != nil {
+		return err
+	}
+	return tell(ctx, c, few, 100)
+}
+
+// tell measures changes; bundles is how often everybody is told.
+func tell(ctx context.Context, c *crowd, n, bundles int) error {
+	one, err := c.one(ctx, n, 300)
+	if err != nil {
+		return err
+	}
+	all, err := c.everybody(ctx, bundles)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d agents connected, from the operator's call on; load %s\n", n, load())
+	for what, s := range map[string]sample{"the agent of a changed entry is told": one, "each is told of a changed bundle": all} {
+		fmt.Printf("  %-36s p50 %s   p99 %s   max %s\n", what, s.at(0.5).Round(100*time.Microsecond), s.at(0.99).Round(100*time.Microsecond), s.at(1).Round(100*time.Microsecond))
+	}
+	return nil
+}
+
+func withAll(ctx context.Context, c *crowd, n int) error {
+	time.Sleep(settling())
+	before, err := c.server.Memory("VmRSS")
+	if err != nil {
+		return err
+	}
+	cpu, _ := c.server.CPU()
+	began := time.Now()
+	if err := c.connect(ctx, c.all[few:]); err != nil {
+		return err
+	}
+	after, _ := c.server.CPU()
+	fmt.Printf("%d more feeds open: %s, server's CPU %s each\n", n-few, time.Since(began).Round(time.Millisecond), ((after - cpu) / time.Duration(n-few)).Round(time.Microsecond))
+	if err := tell(ctx, c, n, 10); err != nil {
+		return err
+	}
+	running, err := c.server.Memory("VmRSS")
+	if err != nil {
+		return err
+	}
+	time.Sleep(settling())
+	settled, err := c.server.Memory("VmRSS")
+	if err != nil {
+		return err
+	}
+	each := func(rss int64) float64 { return float64(rss-before) / float64(n-few) / 1000 }
+	fmt.Printf("server's RSS: %d MB with %d feeds; for each feed more %.1f kB running, %.1f kB settled\n", before/1e6, few, each(running), each(settled))
+	return nil
+}
+
+// storm kills the server: everybody comes back at once, as agents do.
+func storm(ctx context.Context, c *crowd, n int) error {
+	if err := c.server.Kill(); err != nil {
+		return err
+	}
+	for c.open.Load() > 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	began := time.Now()
+	if err := c.server.Start(ctx); err != nil {
+		return err
+	}
+	ready := time.Since(began)
+	if err := c.await(int64(n), 10*time.Minute); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	peak, err := c.server.Memory("VmHWM")
+	cpu, _ := c.server.CPU()
+	fmt.Printf("server killed and started: answers after %s, all %d feeds open after %s; its CPU %s, peak of RSS %d MB; load %s\n",
+		ready.Round(time.Millisecond), n, took.Round(time.Millisecond), cpu.Round(10*time.Millisecond), peak/1e6, load())
+	return err
+}
+
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	return strings.Join(strings.Fields(string(text))[:1], "")
+}
+
+// newRoot is a self-signed X.509 authority of the trust domain, DER.
+func newRoot() ([]byte, error) {
+	key, err := fleet.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "bench"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{{Scheme: "spiffe", Host: fleet.TrustDomain}},
+	}
+	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+}
