@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | faults | redteam | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | faults | soak | redteam | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -24,6 +24,10 @@ faults() {
 	echo "== faults of a cluster (ASSAY_FAULTS=all for all of them)"
 	go test -count=1 ./tests/faults
 }
+soak() {
+	echo "== churn with simulated agents (ASSAY_SOAK=30m for a long run)"
+	go test -count=1 -timeout 2h ./tests/soak
+}
 redteam() {
 	echo "== red team, natively"
 	go test -count=1 ./tests/redteam
@@ -37,8 +41,8 @@ measured() {
 	go test -count=1 -timeout 30m -v ./tests/measured
 }
 case $what in
-all) ./tests/lint.sh; unit; scenarios; faults; redteam; guest; measured ;;
-unit | scenarios | faults | redteam | guest | measured) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|faults|redteam|guest|measured" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; faults; soak; redteam; guest; measured ;;
+unit | scenarios | faults | soak | redteam | guest | measured) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|faults|soak|redteam|guest|measured" >&2; exit 2 ;;
 esac
 echo "== passed: $what"

@@ -24,7 +24,11 @@ type verbs struct {
 
 func verbsOf(s *fleet.Server) []verbs {
 	c := authorityv1.NewLocalAuthorityClient(s.Admin)
-	return []verbs{{
+	return []verbs{x509Verbs(c), jwtVerbs(c), witVerbs(c)}
+}
+
+func x509Verbs(c authorityv1.LocalAuthorityClient) verbs {
+	return verbs{
 		kind: "x509",
 		prepare: func(ctx context.Context) (string, error) {
 			r, err := c.PrepareX509Authority(ctx, &authorityv1.PrepareX509AuthorityRequest{})
@@ -46,7 +50,11 @@ func verbsOf(s *fleet.Server) []verbs {
 			r, err := c.GetX509AuthorityState(ctx, &authorityv1.GetX509AuthorityStateRequest{})
 			return r.GetActive().GetAuthorityId(), err
 		},
-	}, {
+	}
+}
+
+func jwtVerbs(c authorityv1.LocalAuthorityClient) verbs {
+	return verbs{
 		kind: "jwt",
 		prepare: func(ctx context.Context) (string, error) {
 			r, err := c.PrepareJWTAuthority(ctx, &authorityv1.PrepareJWTAuthorityRequest{})
@@ -68,13 +76,39 @@ func verbsOf(s *fleet.Server) []verbs {
 			r, err := c.GetJWTAuthorityState(ctx, &authorityv1.GetJWTAuthorityStateRequest{})
 			return r.GetActive().GetAuthorityId(), err
 		},
-	}}
+	}
+}
+
+func witVerbs(c authorityv1.LocalAuthorityClient) verbs {
+	return verbs{
+		kind: "wit",
+		prepare: func(ctx context.Context) (string, error) {
+			r, err := c.PrepareWITAuthority(ctx, &authorityv1.PrepareWITAuthorityRequest{})
+			return r.GetPreparedAuthority().GetAuthorityId(), err
+		},
+		activate: func(ctx context.Context, id string) error {
+			_, err := c.ActivateWITAuthority(ctx, &authorityv1.ActivateWITAuthorityRequest{AuthorityId: id})
+			return err
+		},
+		taint: func(ctx context.Context, id string) error {
+			_, err := c.TaintWITAuthority(ctx, &authorityv1.TaintWITAuthorityRequest{AuthorityId: id})
+			return err
+		},
+		revoke: func(ctx context.Context, id string) error {
+			_, err := c.RevokeWITAuthority(ctx, &authorityv1.RevokeWITAuthorityRequest{AuthorityId: id})
+			return err
+		},
+		active: func(ctx context.Context) (string, error) {
+			r, err := c.GetWITAuthorityState(ctx, &authorityv1.GetWITAuthorityStateRequest{})
+			return r.GetActive().GetAuthorityId(), err
+		},
+	}
 }
 
 // rotate has random servers go to new authorities, and revokes some of the old ones.
 func (w *world) rotate(ctx context.Context) {
 	for {
-		v := verbsOf(w.anyServer())[rand.IntN(2)]
+		v := verbsOf(w.anyServer())[rand.IntN(3)]
 		w.quiet.RLock()
 		old := w.step(ctx, v, rand.IntN(2) == 0)
 		w.quiet.RUnlock()

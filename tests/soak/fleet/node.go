@@ -48,7 +48,7 @@ func Dial(address string, cert *tls.Certificate, roots func() *x509bundle.Bundle
 	}
 	// 10,000 of these are in one process.
 	return grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(conf)),
-		grpc.WithWriteBufferSize(4096), grpc.WithReadBufferSize(1024), grpc.WithSharedWriteBuffer(true))
+		grpc.WithWriteBufferSize(4096), grpc.WithReadBufferSize(1024))
 }
 
 // Roots are the X.509 authorities of a bundle.
