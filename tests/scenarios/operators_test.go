@@ -166,6 +166,16 @@ func authority(t *testing.T) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
+// public is the public key of a certificate, both in PEM.
+func public(t *testing.T, certificate []byte) string {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(parsePEM(t, certificate).PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
 // The authorities of a server, by hand: bundles and relationships of others, SVIDs, the log's level.
 func TestOperateAuthorities(t *testing.T) {
 	own := shared.must(t, nil, "bundle", "show", "--format", "spiffe")
@@ -216,6 +226,14 @@ func TestOperateAuthorities(t *testing.T) {
 	}
 	if parts := strings.Split(shared.must(t, nil, "jwt", "mint", "--spiffe-id", "spiffe://example.org/minted", "--audience", "a"), "."); len(parts) != 3 {
 		t.Errorf("a token of %d parts", len(parts))
+	}
+	minted := filepath.Join(dir, "wit")
+	shared.must(t, nil, "wit", "mint", "--spiffe-id", "spiffe://example.org/minted", "--public-key", file(t, "public.pem", public(t, svid)), "--write", minted)
+	if wit, err := os.ReadFile(minted); err != nil || strings.Count(string(wit), ".") != 2 {
+		t.Errorf("a WIT-SVID: %s, %v", wit, err)
+	}
+	if out, err := shared.assay(t, "wit", "mint", "--spiffe-id", "spiffe://example.org/minted", "--public-key", filepath.Join(dir, "key.pem")); err == nil {
+		t.Errorf("a private key was taken for a public one: %s", out)
 	}
 	shared.must(t, nil, "logger", "set", "--level", "info")
 	contains(t, "logger get", shared.must(t, nil, "logger", "get"), "info", "debug")
