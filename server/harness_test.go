@@ -26,7 +26,10 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	authorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -44,6 +47,10 @@ import (
 
 func TestMain(m *testing.M) {
 	code := storetest.Main(m)
+	if err := checkAPITable(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if err := swtpmtest.Clean(); err != nil && code == 0 {
 		code = 1
 	}
@@ -63,17 +70,21 @@ type clients struct {
 	health healthv1.HealthClient
 	node   nodev1.NodeClient
 	nodes  adminv1.NodeAdminClient
+	trust  trustdomainv1.TrustDomainClient
+	local  authorityv1.LocalAuthorityClient
+	logger loggerv1.LoggerClient
 }
 
 func newClients(t *testing.T, target string, opts ...grpc.DialOption) *clients {
 	t.Helper()
-	conn, err := grpc.NewClient(target, opts...)
+	conn, err := grpc.NewClient(target, append(opts, record(t)...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return &clients{conn, agentv1.NewAgentClient(conn), bundlev1.NewBundleClient(conn), entryv1.NewEntryClient(conn), svidv1.NewSVIDClient(conn),
-		debugv1.NewDebugClient(conn), healthv1.NewHealthClient(conn), nodev1.NewNodeClient(conn), adminv1.NewNodeAdminClient(conn)}
+		debugv1.NewDebugClient(conn), healthv1.NewHealthClient(conn), nodev1.NewNodeClient(conn), adminv1.NewNodeAdminClient(conn),
+		trustdomainv1.NewTrustDomainClient(conn), authorityv1.NewLocalAuthorityClient(conn), loggerv1.NewLoggerClient(conn)}
 }
 
 // env is a running server.

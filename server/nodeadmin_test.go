@@ -3,7 +3,11 @@
 package server_test
 
 import (
+	"bytes"
+	"encoding/pem"
+	"os"
 	"os/user"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,6 +19,7 @@ import (
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	adminv1 "github.com/assay-id/assay/proto/nodeadmin"
+	"github.com/assay-id/assay/server"
 )
 
 func idText(id *types.SPIFFEID) string { return "spiffe://" + id.TrustDomain + id.Path }
@@ -138,6 +143,20 @@ func TestNodeAdminRefusals(t *testing.T) {
 	}
 	_, err = e.admin.nodes.Readmit(t.Context(), &adminv1.ReadmitRequest{SpiffeId: idText(a.id)})
 	wantCode(t, "readmitting a banned node", err, codes.FailedPrecondition)
+}
+
+// TestRoots: operators see whose TPMs the server trusts.
+func TestRoots(t *testing.T) {
+	maker := newForeignCA(t, "maker.org")
+	path := filepath.Join(t.TempDir(), "ek.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: maker.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := start(t, func(c *server.Config) { c.TPM = &server.TPMConfig{EKCAPath: path} })
+	roots, err := e.admin.nodes.ListRoots(t.Context(), &adminv1.ListRootsRequest{})
+	if err != nil || len(roots.Certificates) != 1 || !bytes.Equal(roots.Certificates[0], maker.cert.Raw) {
+		t.Errorf("ListRoots = %v, %v", roots, err)
+	}
 }
 
 func TestInventory(t *testing.T) {

@@ -3,12 +3,15 @@
 package server_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -28,6 +31,13 @@ import (
 
 // attestTPM attests by a TPM as our agent does.
 func attestTPM(t *testing.T, c *clients, d *device.Device) (*agentv1.AttestAgentResponse_Result, error) {
+	t.Helper()
+	res, _, err := attestTPMKey(t, c, d)
+	return res, err
+}
+
+// attestTPMKey also returns the node's key.
+func attestTPMKey(t *testing.T, c *clients, d *device.Device) (*agentv1.AttestAgentResponse_Result, crypto.Signer, error) {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -53,7 +63,7 @@ func attestTPM(t *testing.T, c *clients, d *device.Device) (*agentv1.AttestAgent
 	}}}))
 	resp, err := stream.Recv()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	question, err := tpm.Decode[tpm.Challenge](resp.GetChallenge())
 	must(err)
@@ -67,9 +77,61 @@ func attestTPM(t *testing.T, c *clients, d *device.Device) (*agentv1.AttestAgent
 	must(err)
 	must(stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}}))
 	if resp, err = stream.Recv(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return resp.GetResult(), nil
+	return resp.GetResult(), key, nil
+}
+
+// TestRequoteAsks: a node that attested by its TPM is asked again at once, and signed nothing for until
+// it answers.
+func TestRequoteAsks(t *testing.T) {
+	p := swtpmtest.New(t)
+	d, err := device.Open(t.Context(), device.Config{Path: p.Path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	e := start(t, func(c *server.Config) { c.TPM = &server.TPMConfig{Pending: true} })
+	_, err = attestTPM(t, e.dial(nil), d)
+	wantCode(t, "the pending door", err, codes.PermissionDenied)
+	list, err := e.admin.nodes.ListNodes(t.Context(), &adminv1.ListNodesRequest{State: "pending"})
+	if err != nil || len(list.Nodes) != 1 {
+		t.Fatal(list, err)
+	}
+	if _, err := e.admin.nodes.Approve(t.Context(), &adminv1.ApproveRequest{SpiffeId: list.Nodes[0].SpiffeId}); err != nil {
+		t.Fatal(err)
+	}
+	res, key, err := attestTPMKey(t, e.dial(nil), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := e.dial(&tls.Certificate{Certificate: res.Svid.CertChain, PrivateKey: key})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stream, err := node.node.Requote(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q, err := tpm.Decode[tpm.Question](asked.Payload); err != nil || len(q.Nonce) == 0 {
+		t.Errorf("asked %s, %v", asked.Payload, err)
+	}
+	w := e.create(&types.Entry{ParentId: res.Svid.Id, SpiffeId: sid("/w"), Selectors: sel("unix", "uid:7")})[0]
+	for what, sign := range map[string]func() error{
+		"JWT-SVID": func() error {
+			_, err := node.node.SignJWTSVID(ctx, &nodev1.SignJWTSVIDRequest{EntryId: w.Id, Audience: []string{"a"}, Facts: facts(7)})
+			return err
+		},
+		"WIT-SVID": func() error {
+			_, err := node.node.SignWITSVID(ctx, &nodev1.SignWITSVIDRequest{EntryId: w.Id, PublicKey: pkixOf(t, newKey(t)), SigningAlgorithm: "ES256", Facts: facts(7)})
+			return err
+		},
+	} {
+		wantCode(t, what+" without an answer", sign(), codes.Unavailable)
+	}
 }
 
 // TestPending: a TPM that nobody vouches for waits for an operator where the door is open, and is

@@ -17,13 +17,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/federation"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 
@@ -86,6 +89,16 @@ func TestFederation(t *testing.T) {
 		}
 		return codes.Code(resp.Results[0].Status.Code) == codes.OK
 	})
+	if _, err := other.admin.bundle.AppendBundle(t.Context(), &bundlev1.AppendBundleRequest{JwtAuthorities: []*types.JWTKey{{KeyId: "added", PublicKey: pkixOf(t, newKey(t))}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.admin.trust.RefreshBundle(t.Context(), &trustdomainv1.RefreshBundleRequest{TrustDomain: "other.test"}); err != nil {
+		t.Fatal(err)
+	}
+	refreshed, err := e.admin.bundle.GetFederatedBundle(t.Context(), &bundlev1.GetFederatedBundleRequest{TrustDomain: "other.test"})
+	if err != nil || !slices.ContainsFunc(refreshed.JwtAuthorities, func(k *types.JWTKey) bool { return k.KeyId == "added" }) {
+		t.Errorf("after RefreshBundle: %v, %v", refreshed, err)
+	}
 
 	got, err := federation.FetchBundle(t.Context(), td, fmt.Sprintf("https://127.0.0.1:%d", e.conf.Federation.BundleEndpoint.Port),
 		federation.WithSPIFFEAuth(e.bundle, spiffeid.RequireFromPath(td, "/spire/server")))

@@ -3,7 +3,8 @@
 // Package api is what the server does for those who call it: SPIRE's server APIs, so that SPIRE's
 // agents and tools work with this server, and our own Node and NodeAdmin. One file is one service:
 //
-//	on both listeners      Agent Entry SVID Node            here
+//	on both listeners      Agent SVID Node                     here
+//	                       Entry                               entry
 //	                       Bundle TrustDomain LocalAuthority   trust
 //	                       NodeAdmin                           operate
 //	on the Unix socket     Debug Logger                        operate
@@ -32,6 +33,7 @@ import (
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/server/api/entry"
 	"github.com/assay-id/assay/server/api/operate"
 	"github.com/assay-id/assay/server/api/trust"
 	"github.com/assay-id/assay/server/api/wire"
@@ -43,14 +45,8 @@ import (
 
 // Entries is what the API needs of server/entries.
 type Entries interface {
-	Create(ctx context.Context, es []*selectors.Entry) []entries.Result
-	Update(ctx context.Context, us []entries.Update) []entries.Result
-	Delete(ctx context.Context, ids []string) []entries.Result
-	Get(id string) *selectors.Entry
+	entry.Entries
 	BySPIFFEID(id spiffeid.ID) []*selectors.Entry
-	List(f entries.Filter, pageSize int, token string) ([]*selectors.Entry, string, error)
-	Count(f entries.Filter) int
-	Authorized(agent spiffeid.ID, node selectors.Set) []*selectors.Entry
 	AuthorizedEntry(agent spiffeid.ID, node selectors.Set, id string) *selectors.Entry
 	Subscribe(agent spiffeid.ID, node func() selectors.Set) *entries.Feed
 }
@@ -189,7 +185,7 @@ func New(cfg Config) *Server {
 func (s *Server) register(tcp, unix grpc.ServiceRegistrar) {
 	for _, g := range []grpc.ServiceRegistrar{tcp, unix} {
 		agentv1.RegisterAgentServer(g, &agentService{Server: s})
-		entryv1.RegisterEntryServer(g, &entryService{Server: s})
+		entryv1.RegisterEntryServer(g, &entry.Service{TrustDomain: s.cfg.TrustDomain, Entries: s.cfg.Entries, NodeSelectors: s.nodeSelectors})
 		svidv1.RegisterSVIDServer(g, &svidService{Server: s})
 		nodev1.RegisterNodeServer(g, &nodeService{Server: s})
 		s.trust.Register(g)
@@ -245,6 +241,14 @@ func (s *Server) admitted(ctx context.Context, c gate.Caller, denied error) erro
 
 func (s *Server) authorize(ctx context.Context, c gate.Caller) error {
 	return s.cfg.Nodes.Authorize(ctx, c.ID, c.Cert.SerialNumber.String(), c.Cert.NotAfter)
+}
+
+// nodeSelectors of an agent; nil if it is not known.
+func (s *Server) nodeSelectors(agent spiffeid.ID) selectors.Set {
+	if n := s.cfg.Nodes.Get(agent); n != nil {
+		return n.Selectors
+	}
+	return nil
 }
 
 // SetHealth sets what grpc.health.v1.Health says about one part of the server. The server

@@ -47,7 +47,7 @@ func NewServer(bin, dir, more string) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Dir: dir, Address: l.Addr().String(), bin: bin}
-	conf := fmt.Sprintf("trust_domain = %q\ndata_dir = %q\nsocket_path = %q\nbind_address = \"127.0.0.1\"\nbind_port = %d\njoin_token {}\n%s\n",
+	conf := fmt.Sprintf("trust_domain = %q\ndata_dir = %q\nsocket_path = %q\nbind_address = \"127.0.0.1\"\nbind_port = %d\njoin_token {}\nratelimit {\n  attestation = -1\n  signing = -1\n}\n%s\n",
 		TrustDomain, filepath.Join(dir, "data"), s.socket(), l.Addr().(*net.TCPAddr).Port, more)
 	err = errors.Join(l.Close(), os.MkdirAll(dir, 0o700), os.WriteFile(s.config(), []byte(conf), 0o600))
 	if err != nil {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package api
+package entry
 
 import (
 	"context"
 	"errors"
 	"io"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -21,21 +20,13 @@ import (
 // syncPage is how many entries or revisions one message of SyncAuthorizedEntries holds.
 const syncPage = 500
 
-// nodeSelectors of an agent; nil if it is not known.
-func (s *Server) nodeSelectors(agent spiffeid.ID) selectors.Set {
-	if n := s.cfg.Nodes.Get(agent); n != nil {
-		return n.Selectors
-	}
-	return nil
-}
-
-func (s *Server) authorized(ctx context.Context) []*selectors.Entry {
+func (s *Service) authorized(ctx context.Context) []*selectors.Entry {
 	id := gate.CallerOf(ctx).ID
-	return s.cfg.Entries.Authorized(id, s.nodeSelectors(id))
+	return s.Entries.Authorized(id, s.NodeSelectors(id))
 }
 
 // GetAuthorizedEntries returns all entries that the calling agent may hold.
-func (s *entryService) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {
+func (s *Service) GetAuthorizedEntries(ctx context.Context, req *entryv1.GetAuthorizedEntriesRequest) (*entryv1.GetAuthorizedEntriesResponse, error) {
 	resp := &entryv1.GetAuthorizedEntriesResponse{}
 	for _, e := range s.authorized(ctx) {
 		resp.Entries = append(resp.Entries, wire.Entry(e, req.OutputMask))
@@ -46,7 +37,7 @@ func (s *entryService) GetAuthorizedEntries(ctx context.Context, req *entryv1.Ge
 // SyncAuthorizedEntries sends the entries themselves if they fit into one message. Otherwise
 // it sends all revisions in pages and then, for each request, the entries that it names. The
 // entries are those of the moment when the stream opened.
-func (s *entryService) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer) error {
+func (s *Service) SyncAuthorizedEntries(stream entryv1.Entry_SyncAuthorizedEntriesServer) error {
 	first, err := stream.Recv()
 	if err != nil {
 		return endOfStream(err)
