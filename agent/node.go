@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/tpm/device"
 )
@@ -17,9 +18,9 @@ import (
 func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), error) {
 	switch c := a.conf; {
 	case c.JoinToken != nil:
-		return upstream.JoinToken{Token: c.JoinToken.Token}, func() {}, nil
+		return proof.JoinToken{Token: c.JoinToken.Token}, func() {}, nil
 	case c.X509POP != nil:
-		pop := &upstream.X509POP{CertificatePath: c.X509POP.CertificatePath, PrivateKeyPath: c.X509POP.PrivateKeyPath, IntermediatesPath: c.X509POP.IntermediatesPath}
+		pop := &proof.X509POP{CertificatePath: c.X509POP.CertificatePath, PrivateKeyPath: c.X509POP.PrivateKeyPath, IntermediatesPath: c.X509POP.IntermediatesPath}
 		_, err := pop.Load()
 		return pop, func() {}, err
 	case c.DevID != nil:
@@ -29,7 +30,7 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 		if err != nil {
 			return nil, nil, err
 		}
-		return upstream.NewTPM(d), func() { d.Close() }, nil
+		return proof.NewTPM(d), func() { d.Close() }, nil
 	}
 }
 
@@ -51,7 +52,7 @@ func (c DevIDConfig) open(ctx context.Context) (upstream.Attestor, func(), error
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("tpm_devid: devid_pub_path %s with devid_priv_path %s: %w", c.PubPath, c.PrivPath, err), d.Close())
 	}
-	attestor, err := upstream.NewDevID(d, key, c.CertPath)
+	attestor, err := proof.NewDevID(d, key, c.CertPath)
 	if err != nil {
 		return nil, nil, errors.Join(err, d.Close())
 	}

@@ -19,7 +19,7 @@ const module = "github.com/assay-id/assay/"
 var layers = [][]string{
 	{"selectors", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin"},
 	{"bpf", "bpf/hooks", "bpf/cgroup", "bpf/record", "agent/process", "agent/trust", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert"},
-	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/federation", "server/oidc", "server/gate"},
+	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/proof", "agent/upstream", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/federation", "server/oidc", "server/gate"},
 	{"agent/attest", "agent/workloadapi", "server/attest", "server/api", "server/api/entry", "server/api/trust", "server/api/operate", "server/api/wire"},
 	{"agent", "server"},
 }

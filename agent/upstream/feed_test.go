@@ -8,6 +8,7 @@ import (
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/trust"
 	nodepb "github.com/assay-id/assay/proto/node"
 )
@@ -63,7 +64,7 @@ func TestAcknowledgedWhenSettled(t *testing.T) {
 	next := make(chan *nodepb.WatchResponse, 16)
 	acks := f.pushes(next)
 	waits := make(chan chan struct{}, 16)
-	_, s, _ := f.runTo(&quoter{JoinToken: JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(trust.Change) <-chan struct{} {
+	_, s, _ := f.runTo(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(trust.Change) <-chan struct{} {
 		c := make(chan struct{})
 		waits <- c
 		return c
@@ -99,7 +100,7 @@ func TestForeignBundles(t *testing.T) {
 	next := make(chan *nodepb.WatchResponse, 16)
 	f.pushes(next)
 	changes := make(chan trust.Change, 16)
-	f.runTo(&quoter{JoinToken: JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(c trust.Change) <-chan struct{} {
+	f.runTo(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(c trust.Change) <-chan struct{} {
 		changes <- c
 		return settled
 	}})
@@ -134,7 +135,7 @@ func TestOwnSVIDTainted(t *testing.T) {
 		<-st.Context().Done()
 		return st.Context().Err()
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
+	_, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true []")
 	s.gets(t, "true []") // of the second connection, with the new SVID
 	time.Sleep(2 * taintSpread)

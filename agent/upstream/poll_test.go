@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
@@ -22,7 +23,7 @@ func TestServerOfSPIRE(t *testing.T) {
 	f.mu.Lock()
 	f.polled = []*types.Entry{workload("polled")}
 	f.mu.Unlock()
-	c, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
+	c, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [polled]")
 	f.mu.Lock()
 	f.polled = append(f.polled, workload("second"))
@@ -55,7 +56,7 @@ func TestTokensOfSPIRE(t *testing.T) {
 	f.mu.Lock()
 	f.polled = []*types.Entry{workload("polled")}
 	f.mu.Unlock()
-	c, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
+	c, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [polled]")
 	e := &selectors.Entry{ID: "polled", SPIFFEID: spiffeid.RequireFromPath(td, "/polled")}
 	token, err := c.SignJWTSVID(t.Context(), e, []string{"db"}, &selectors.Facts{})
@@ -75,7 +76,7 @@ func TestForeignBundlesOfSPIRE(t *testing.T) {
 	e.FederatesWith = []string{"one.test", "two.test"}
 	f.polled, f.foreign = []*types.Entry{e}, map[string]*types.Bundle{"one.test": {TrustDomain: "one.test"}, "three.test": {TrustDomain: "three.test"}}
 	changes := make(chan trust.Change, 16)
-	_, s, _ := f.runTo(&quoter{JoinToken: JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(c trust.Change) <-chan struct{} {
+	_, s, _ := f.runTo(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(c trust.Change) <-chan struct{} {
 		changes <- c
 		return settled
 	}})

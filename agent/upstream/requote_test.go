@@ -18,13 +18,14 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 
+	"github.com/assay-id/assay/agent/proof"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/tpm"
 )
 
 // quoter answers as a TPM would, with what it was asked; for a time it can not.
 type quoter struct {
-	JoinToken
+	proof.JoinToken
 	faults atomic.Int32
 }
 
@@ -83,7 +84,7 @@ func TestRequote(t *testing.T) {
 			}
 		}
 	}
-	a := &quoter{JoinToken: JoinToken{Token: "x"}}
+	a := &quoter{JoinToken: proof.JoinToken{Token: "x"}}
 	a.faults.Store(2)
 	_, s, _ := f.run(a, head{})
 	s.gets(t, "true [pushed]")
@@ -109,7 +110,7 @@ func TestAttestAgain(t *testing.T) {
 			return nil
 		}
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, head{})
+	_, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, head{})
 	s.gets(t, "true [pushed]")
 	booted <- true
 	s.gets(t, "true [pushed]")
@@ -139,7 +140,7 @@ func TestSuspended(t *testing.T) {
 			return nil
 		}
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
+	_, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [pushed]")
 	suspend <- true
 	began := time.Now()
@@ -164,7 +165,7 @@ func TestPending(t *testing.T) {
 		}
 		return nil
 	})
-	_, s, _ := f.run(JoinToken{Token: "x"}, nil)
+	_, s, _ := f.run(proof.JoinToken{Token: "x"}, nil)
 	s.gets(t, "true []")
 	s.gets(t, "true []")
 	s.gets(t, "true [pushed]")
@@ -187,7 +188,7 @@ func TestRefusedLater(t *testing.T) {
 			return nil
 		}
 	}
-	_, s, _ := f.run(&quoter{JoinToken: JoinToken{Token: "x"}}, nil)
+	_, s, _ := f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
 	s.gets(t, "true [pushed]")
 	f.admits(refuse)
 	booted <- true
@@ -197,7 +198,7 @@ func TestRefusedLater(t *testing.T) {
 		got = <-s.entries
 	}
 	f.admits(refuse)
-	_, _, ended := f.run(JoinToken{Token: "x"}, nil)
+	_, _, ended := f.run(proof.JoinToken{Token: "x"}, nil)
 	if err := <-ended; !errors.Is(err, ErrNotAdmitted) {
 		t.Errorf("a node that never was admitted: %v", err)
 	}

@@ -27,6 +27,9 @@ type standingError struct{ state, text string }
 
 func (e *standingError) Error() string { return e.text }
 
+// joinToken is the attestor's type whose refusal has a usual reason.
+const joinToken = "join_token"
+
 // bannedText is how SPIRE's servers tell an agent that it is banned: without details.
 const bannedText = "failed to attest: agent is banned"
 
@@ -42,7 +45,7 @@ func admission(attestor string, err error) error {
 		if text == bannedText {
 			return ErrBanned
 		}
-		if code == codes.InvalidArgument && attestor == (JoinToken{}).Type() {
+		if code == codes.InvalidArgument && attestor == joinToken {
 			text += "; a token works once and for a limited time, make a new one with `assay token create`"
 		}
 		return fmt.Errorf("%w: %s", ErrNotAdmitted, text)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -51,12 +52,12 @@ func identity(t *testing.T, a Attestor, life time.Duration) *node {
 }
 
 func client(dir string) *Client {
-	return New(Config{TrustDomain: td, Attestor: JoinToken{Token: "x"}, DataDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+	return New(Config{TrustDomain: td, Attestor: proof.JoinToken{Token: "x"}, DataDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 }
 
 func TestIdentitySurvivesARestart(t *testing.T) {
 	dir := t.TempDir()
-	n := identity(t, JoinToken{Token: "x"}, time.Hour)
+	n := identity(t, proof.JoinToken{Token: "x"}, time.Hour)
 	if err := client(dir).save(n); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func TestIdentitySurvivesARestart(t *testing.T) {
 
 func TestNodeThatCanAttestAgainDoesSo(t *testing.T) {
 	dir := t.TempDir()
-	n := identity(t, JoinToken{Token: "x"}, time.Hour)
+	n := identity(t, proof.JoinToken{Token: "x"}, time.Hour)
 	n.reattestable = true
 	if err := client(dir).save(n); err != nil {
 		t.Fatal(err)
@@ -92,7 +93,7 @@ func (c *Client) restoreErr() error { _, err := c.restore(); return err }
 
 func TestExpiredAndBrokenStateIsNotUsed(t *testing.T) {
 	dir := t.TempDir()
-	if err := client(dir).save(identity(t, JoinToken{Token: "x"}, -time.Second)); err != nil {
+	if err := client(dir).save(identity(t, proof.JoinToken{Token: "x"}, -time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if err := client(dir).restoreErr(); err == nil {

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package upstream
+package proof
 
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"time"
 
 	"github.com/assay-id/assay/proto/x509pop"
 )
@@ -37,14 +36,31 @@ func pemFile(t *testing.T, kind string, der ...[]byte) string {
 	return path
 }
 
-// popOf makes the files of a node whose certificate f signed.
-func popOf(t *testing.T, f *far, key crypto.Signer) (*X509POP, *x509.Certificate) {
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := softKey{}.make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// popOf makes the files of a node with a certificate.
+func popOf(t *testing.T, key crypto.Signer) (*X509POP, *x509.Certificate) {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert := f.issue(f.ca, key.Public(), &x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature})
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature}
+	raw, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &X509POP{CertificatePath: pemFile(t, "CERTIFICATE", cert.Raw, []byte("second")), PrivateKeyPath: pemFile(t, "PRIVATE KEY", der),
 		IntermediatesPath: pemFile(t, "CERTIFICATE", []byte("third"), []byte("fourth"))}, cert
 }
@@ -56,37 +72,35 @@ func TestX509POP(t *testing.T) {
 	}
 	for name, key := range map[string]crypto.Signer{"rsa": rsaKey, "ecdsa": newKey(t)} {
 		t.Run(name, func(t *testing.T) {
-			f := startFar(t, false)
-			pop, cert := popOf(t, f, key)
-			var proven atomic.Bool
-			f.admits(func(payload []byte, challenge func([]byte) []byte) error {
-				p, err := x509pop.Decode[x509pop.Payload](payload)
-				if err != nil || len(p.Certificates) != 4 || !bytes.Equal(p.Certificates[0], cert.Raw) || string(p.Certificates[3]) != "fourth" {
-					return status.Errorf(codes.InvalidArgument, "%d certificates, %v", len(p.Certificates), err)
-				}
-				c, err := x509pop.NewChallenge(cert, rand.Reader)
-				if err != nil {
-					return err
-				}
-				question, err := json.Marshal(c)
-				if err != nil {
-					return err
-				}
-				r, err := x509pop.Decode[x509pop.Response](challenge(question))
-				if err == nil {
-					err = x509pop.Verify(cert.PublicKey, c, r)
-				}
-				if err != nil {
-					return status.Error(codes.PermissionDenied, err.Error())
-				}
-				proven.Store(true)
-				return nil
-			})
-			c, s, _ := f.run(pop, nil)
-			s.gets(t, "true [pushed]")
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if !proven.Load() || key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(c.node.svid.PrivateKey.Public()) {
+			pop, cert := popOf(t, key)
+			payload, own, err := pop.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := x509pop.Decode[x509pop.Payload](payload)
+			if err != nil || len(p.Certificates) != 4 || !bytes.Equal(p.Certificates[0], cert.Raw) || string(p.Certificates[3]) != "fourth" {
+				t.Fatalf("%d certificates, %v", len(p.Certificates), err)
+			}
+			c, err := x509pop.NewChallenge(cert, rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			question, err := json.Marshal(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, err := pop.Answer(t.Context(), question, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := x509pop.Decode[x509pop.Response](answer)
+			if err == nil {
+				err = x509pop.Verify(cert.PublicKey, c, r)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(own.Public()) {
 				t.Error("the SVID is for the certificate's key")
 			}
 		})
@@ -94,9 +108,8 @@ func TestX509POP(t *testing.T) {
 }
 
 func TestX509POPFiles(t *testing.T) {
-	f := startFar(t, false)
-	good, _ := popOf(t, f, newKey(t))
-	other, _ := popOf(t, f, newKey(t))
+	good, _ := popOf(t, newKey(t))
+	other, _ := popOf(t, newKey(t))
 	if _, err := good.Load(); err != nil {
 		t.Fatal(err)
 	}

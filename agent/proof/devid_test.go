@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package upstream
+package proof
 
 import (
 	"crypto"
@@ -11,9 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/tpm/device"
 	"github.com/assay-id/assay/tpm/devid"
@@ -38,8 +35,7 @@ func devidOf(t *testing.T, p *swtpmtest.TPM, made *devidtest.DevID, certificate 
 	return NewDevID(d, key, certificate)
 }
 
-// The agent attests by RSA and ECC DevIDs to what judges them on our server; its SVID is for a key of
-// its own, which the TPM makes again after a restart.
+// RSA and ECC DevIDs are proven to what judges them on our server; the SVID is for a key of its own, which the TPM makes again after a restart.
 func TestDevID(t *testing.T) {
 	p := swtpmtest.New(t)
 	for name, ecc := range map[string]bool{"rsa": false, "ecc": true} {
@@ -51,26 +47,26 @@ func TestDevID(t *testing.T) {
 			}
 			roots := devid.Roots{DevID: x509.NewCertPool(), EK: p.CA}
 			roots.DevID.AddCert(made.CA)
-			f := startFar(t, false)
-			f.admits(func(payload []byte, challenge func([]byte) []byte) error {
-				s, question, err := devid.Begin(roots, payload, time.Now().Add(time.Minute), rand.Reader) // swtpm's certificates begin now
-				if err == nil {
-					err = s.Finish(challenge(question))
-				}
-				if err != nil {
-					return status.Error(codes.InvalidArgument, err.Error())
-				}
-				return nil
-			})
-			c, s, _ := f.run(a, nil)
-			s.gets(t, "true [pushed]")
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			key := c.node.svid.PrivateKey.Public().(interface{ Equal(crypto.PublicKey) bool })
+			payload, own, err := a.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			session, question, err := devid.Begin(roots, payload, time.Now().Add(time.Minute), rand.Reader) // swtpm's certificates begin now
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, err := a.Answer(t.Context(), question, nil)
+			if err == nil {
+				err = session.Finish(answer)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			key := own.Public().(interface{ Equal(crypto.PublicKey) bool })
 			if key.Equal(made.Leaf.PublicKey) {
 				t.Error("the SVID is for the DevID key")
 			}
-			saved, err := a.Save(c.node.svid.PrivateKey)
+			saved, err := a.Save(own)
 			if err != nil {
 				t.Fatal(err)
 			}
