@@ -4,7 +4,7 @@ package gate
 
 import (
 	"context"
-	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -17,7 +17,7 @@ import (
 // Limits are how often callers may call, per second; 0 is no limit. Who calls more often waits, up
 // to his deadline, rather than being refused.
 type Limits struct {
-	// Attestations of one address.
+	// Attestations of one address (IPv6: of one /64).
 	Attestations int
 	// Signatures for one node: SVIDs of its workloads, and its own.
 	Signatures int
@@ -125,9 +125,18 @@ func (g *Gate) limit(ctx context.Context, method string, n int) error {
 		return b.wait(ctx, c.ID.String(), n)
 	}
 	p, _ := peer.FromContext(ctx)
-	host, _, err := net.SplitHostPort(p.Addr.String())
+	return b.wait(ctx, neighbourhood(p.Addr.String()), n)
+}
+
+// neighbourhood is the address without the port; of IPv6 the /64, all of which one host may use.
+func neighbourhood(hostPort string) string {
+	a, err := netip.ParseAddrPort(hostPort)
 	if err != nil {
-		host = p.Addr.String()
+		return hostPort
 	}
-	return b.wait(ctx, host, n)
+	addr := a.Addr().Unmap().WithZone("")
+	if addr.Is6() {
+		addr = netip.PrefixFrom(addr, 64).Masked().Addr()
+	}
+	return addr.String()
 }

@@ -197,3 +197,13 @@ func TestBucketsAreForgotten(t *testing.T) {
 		t.Errorf("more than the burst: %v", err)
 	}
 }
+
+func TestNeighbourhood(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:7": "192.0.2.1", "[2001:db8:1:2:3:4:5:6]:7": "2001:db8:1:2::", "[fe80::1%eth0]:7": "fe80::", "pipe": "pipe",
+	} {
+		if got := neighbourhood(addr); got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
