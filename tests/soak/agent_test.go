@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type agent struct {
 	name   string
 	device *tls.Certificate // attests by x509pop; nil: by join tokens
 	polls  bool             // as SPIRE's agents do; no feed
+	slow   bool             // puts a bundle to use up to a second late
 
 	mu       sync.Mutex
 	node     *fleet.Node // nil: it has to attest
@@ -75,9 +77,9 @@ func (a *agent) consider(err error) {
 	case a.node != nil && time.Now().After(a.node.Cert.Leaf.NotAfter):
 		a.w.count("SVIDs of agents that expired", 1)
 		a.node = nil
-	case a.failures > 60:
-		// It missed what it needs to connect. An operator would start it again with a new bundle.
-		a.w.count("agents that began anew", 1)
+	case a.failures > 10 && strings.Contains(err.Error(), "authentication handshake failed"):
+		// It was away while an authority was published and came to sign. An operator would start it again with a new bundle.
+		a.w.count("agents that missed a rotation and began anew", 1)
 		a.node, a.bundle, a.failures = nil, nil, 0
 	}
 }
@@ -147,7 +149,9 @@ func (a *agent) bootstrap(ctx context.Context, s *fleet.Server) error {
 		return nil
 	}
 	b, err := bundlev1.NewBundleClient(s.Admin).GetBundle(ctx, &bundlev1.GetBundleRequest{})
-	a.bundle = b
+	if err == nil {
+		a.bundle = b
+	}
 	return err
 }
 
@@ -260,6 +264,9 @@ func (a *agent) watch(ctx context.Context, conn *grpc.ClientConn) error {
 		resp, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if a.slow && resp.Bundle != nil && began {
+			pause(ctx, rand.N(time.Second))
 		}
 		if err := a.apply(resp, !began); err != nil {
 			return err

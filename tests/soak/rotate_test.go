@@ -131,6 +131,7 @@ func (w *world) step(ctx context.Context, v verbs, taint bool) (tainted string) 
 	var old, next string
 	ok := w.done(ctx, v.kind+" state", func(ctx context.Context) (err error) { old, err = v.active(ctx); return err }) &&
 		w.done(ctx, v.kind+" prepare", func(ctx context.Context) (err error) { next, err = v.prepare(ctx); return err }) &&
+		pause(ctx, rand.N(2*time.Second)) &&
 		w.done(ctx, v.kind+" activate", func(ctx context.Context) error { return v.activate(ctx, next) })
 	if !ok {
 		return ""
@@ -182,6 +183,8 @@ func (w *world) havoc(ctx context.Context, every time.Duration) {
 }
 
 func (w *world) crash(ctx context.Context) {
+	w.starting.Lock()
+	defer w.starting.Unlock()
 	servers := *w.servers.Load()
 	s := servers[rand.IntN(len(servers))]
 	if err := s.Kill(); err != nil {

@@ -40,6 +40,7 @@ type world struct {
 	agents      []*agent
 	cns         []string     // names of devices, which node aliases may ask for
 	quiet       sync.RWMutex // held for reading by whoever changes something
+	starting    sync.Mutex   // a server on another's store starts while that one is there
 	entries     sync.Map     // id → whether it exists, by what was acknowledged; absent is unknown
 	foreign     sync.Map     // trust domains whose bundle is set
 	sequence    uint64       // of federated bundles
@@ -143,7 +144,7 @@ func (w *world) build() (serve func()) {
 		t.Fatal(err)
 	}
 	for n := range watchers + pollers {
-		a := &agent{w: w, name: fmt.Sprintf("agent %d", n), polls: n >= watchers}
+		a := &agent{w: w, name: fmt.Sprintf("agent %d", n), polls: n >= watchers, slow: n%8 > 5}
 		if n%2 == 0 {
 			w.cns = append(w.cns, fmt.Sprint("device-", n))
 			a.device = w.newDevice(ca, w.cns[len(w.cns)-1])
@@ -153,6 +154,8 @@ func (w *world) build() (serve func()) {
 	return func() {
 		w.quiet.RLock()
 		defer w.quiet.RUnlock()
+		w.starting.Lock()
+		defer w.starting.Unlock()
 		if err := two.Start(context.WithoutCancel(t.Context())); err != nil {
 			_ = w.violation("the second server does not start: %v", err)
 			return
