@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,7 +21,7 @@ import (
 )
 
 // ownSVID is the server's certificate for its TCP listener. It gets a new key at half life, and when
-// another authority has become the active one: who has forgotten the former could not connect.
+// the authority above it is tainted: once that is revoked, nobody could connect.
 type ownSVID struct {
 	ca *ca.CA
 
@@ -83,7 +84,7 @@ func (o *ownSVID) run(ctx context.Context, log *slog.Logger) {
 		o.mu.RLock()
 		leaf := o.cert.Leaf
 		o.mu.RUnlock()
-		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)) && o.active(leaf) {
+		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)) && o.trusted(leaf) {
 			continue
 		}
 		if err := o.renew(); err != nil {
@@ -92,8 +93,16 @@ func (o *ownSVID) run(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// active reports whether the authority that signed the certificate still signs, as far as is known.
-func (o *ownSVID) active(leaf *x509.Certificate) bool {
+// trusted reports whether the certificate is below an authority of ours that may be relied on.
+func (o *ownSVID) trusted(leaf *x509.Certificate) bool {
 	state, err := o.ca.State(ca.X509)
-	return err != nil || hex.EncodeToString(leaf.AuthorityKeyId) == state.Active.ID
+	id := hex.EncodeToString(leaf.AuthorityKeyId)
+	switch {
+	case err != nil || state.Active.ID == id:
+		return true // there is none to change to
+	case state.Old == nil || state.Old.ID != id:
+		return false
+	}
+	b, _ := o.ca.Bundle()
+	return !b.Tainted(ca.X509, cmp.Or(state.Old.UpstreamID, state.Old.ID))
 }

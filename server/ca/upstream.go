@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/assay-id/assay/server/ca/bundle"
 	"github.com/assay-id/assay/server/ca/mint"
 	"github.com/assay-id/assay/server/store"
 )
@@ -79,7 +80,7 @@ func (c *CA) adopt(ctx context.Context, up UpstreamBundle) error {
 	_, err := c.bundle.Edit(ctx, func(b Bundle) (txn store.Txn, err error) {
 		for _, a := range up.X509 {
 			id, idErr := mint.SubjectKeyID(a.Cert)
-			present[id], tainted[id] = true, tainted[id] || a.Tainted
+			present[bundle.Key(X509, id)], tainted[id] = true, tainted[id] || a.Tainted
 			err = errors.Join(err, idErr)
 			b.AddCert(&txn, id, a.Cert)
 		}
@@ -102,6 +103,7 @@ func (c *CA) adopt(ctx context.Context, up UpstreamBundle) error {
 	}
 	for k, keys := range map[Kind][]KeyAuthority{JWT: up.JWT, WIT: up.WIT} {
 		for _, a := range keys {
+			present[bundle.Key(k, a.ID)] = true
 			b, _ := c.Bundle()
 			if !a.Tainted || b.Tainted(k, a.ID) {
 				continue
@@ -130,32 +132,41 @@ func (c *CA) leave(ctx context.Context, root string) error {
 	return err
 }
 
-// dropped revokes the tainted roots that the upstream no longer has.
+// dropped revokes the tainted authorities that the upstream no longer has. Of a kind that it has none
+// of it knows nothing.
 func (c *CA) dropped(ctx context.Context, present map[string]bool) error {
+	var known [bundle.Kinds]bool
 	b, _ := c.Bundle()
+	for key, e := range b.Elements() {
+		known[e.Kind] = known[e.Kind] || present[key]
+	}
 	for _, e := range b.Elements() {
-		if e.Kind != X509 || present[e.ID] || !b.Tainted(X509, e.ID) {
+		if !known[e.Kind] || present[bundle.Key(e.Kind, e.ID)] || !b.Tainted(e.Kind, e.ID) {
 			continue
 		}
-		s := c.slotsOf(X509)
-		if s.current != nil && s.current.upstreamID == e.ID {
-			continue
-		}
-		if err := c.revokeDropped(ctx, e.ID); err != nil && !errors.Is(err, ErrInvalid) {
+		if err := c.revokeDropped(ctx, e); err != nil && !errors.Is(err, ErrInvalid) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *CA) revokeDropped(ctx context.Context, id string) error {
+// revokeDropped revokes it, unless what we sign with rests on it.
+func (c *CA) revokeDropped(ctx context.Context, e bundle.Element) error {
 	if err := c.begin(ctx); err != nil {
 		return err
 	}
 	defer c.op.Unlock()
-	gone := c.slotsOf(X509).former()
-	if gone != nil && gone.upstreamID != id {
+	restsOn := func(a *authority) bool {
+		return a != nil && (e.Kind == X509 && a.upstreamID == e.ID || e.Kind != X509 && a.id == e.ID)
+	}
+	s := c.slotsOf(e.Kind)
+	if restsOn(s.current) || restsOn(s.prepared()) {
+		return nil
+	}
+	gone := s.former()
+	if !restsOn(gone) {
 		gone = nil
 	}
-	return c.revoke(ctx, X509, id, gone)
+	return c.revoke(ctx, e.Kind, e.ID, gone)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	localv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	"google.golang.org/grpc"
@@ -51,6 +52,18 @@ func (a above) roots(t *testing.T) *x509bundle.Bundle {
 	return b
 }
 
+// serials are those of the agents' SVIDs.
+func (a above) serials(t *testing.T) string {
+	t.Helper()
+	var list struct {
+		Agents []struct {
+			Serial string `json:"x509svid_serial_number"`
+		}
+	}
+	fatal(t, json.Unmarshal([]byte(a.cli(t, "agent", "list", "-output", "json")), &list))
+	return fmt.Sprint(list.Agents)
+}
+
 // nest makes the entry of a nested server under an agent.
 func (a above) nest(t *testing.T, agent string, selectors ...string) {
 	t.Helper()
@@ -62,7 +75,7 @@ func (a above) nest(t *testing.T, agent string, selectors ...string) {
 }
 
 // leaves rotates the X.509 authority of the upper server and checks that the nested one goes along.
-func (a above) leaves(t *testing.T, nested string) {
+func (a above) leaves(t *testing.T, nested, workloadAPI string) {
 	t.Helper()
 	conn, err := dev.Dial(nested)
 	fatal(t, err)
@@ -88,11 +101,24 @@ func (a above) leaves(t *testing.T, nested string) {
 	if below() != old {
 		t.Errorf("the nested server is below %s, want %s", below(), old)
 	}
+	agents := a.serials(t)
 	next := id("prepare")
+	within(t, time.Minute, "the agent knows the prepared root, as operators must wait for", func() bool {
+		b, err := workloadapi.FetchX509Bundles(t.Context(), workloadapi.WithAddr(workloadAPI))
+		if err != nil {
+			return false
+		}
+		own, known := b.Get(spiffeid.RequireTrustDomainFromString(trustDomain))
+		return known && len(own.X509Authorities()) == 2
+	})
 	a.cli(t, "localauthority", "x509", "activate", "-authorityID", next)
 	a.cli(t, "localauthority", "x509", "taint", "-authorityID", old)
 	within(t, time.Minute, "the nested server leaves the tainted root", func() bool { return below() == next })
 	within(t, time.Minute, "its bundle has the taint", func() bool { return isTainted(t, conn, old) })
+	within(t, time.Minute, "the agent has another SVID", func() bool { return a.serials(t) != agents })
+	within(t, time.Minute, "the nested server has another SVID", func() bool {
+		return hex.EncodeToString(fetch(t, workloadAPI).Certificates[0].AuthorityKeyId) == next
+	})
 	a.cli(t, "localauthority", "x509", "revoke", "-authorityID", old)
 	within(t, time.Minute, "the revoked root leaves the nested server's bundle", func() bool { return len(above{nested}.roots(t).X509Authorities()) == 1 })
 }
@@ -122,7 +148,7 @@ func TestOurServerBelowSPIRE(t *testing.T) {
 	fetch(t, address) // SPIRE's agent has the entry
 	env := server(t, dev.Options{ServerOnly: true, EKCA: bundle, Server: upstream(t, "upstream_authority \"spire\" {\n  %s\n}", f.address, address)})
 	mints(t, env.ServerSocket, top)
-	top.leaves(t, env.ServerSocket)
+	top.leaves(t, env.ServerSocket, address)
 	mints(t, env.ServerSocket, top)
 }
 
@@ -134,7 +160,7 @@ func TestSPIREServerBelowOurs(t *testing.T) {
 	fetch(t, env.WorkloadSocket)
 	nested := spireServer(t, upstream(t, "  UpstreamAuthority \"spire\" { plugin_data {\n  %s\n} }", env.ServerAddress, env.WorkloadSocket))
 	mints(t, nested.socket, top)
-	top.leaves(t, nested.socket)
+	top.leaves(t, nested.socket, env.WorkloadSocket)
 	mints(t, nested.socket, top)
 }
 

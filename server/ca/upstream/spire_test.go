@@ -284,6 +284,9 @@ func TestNested(t *testing.T) {
 		check(t, err)
 		if k == ca.JWT {
 			until(t, "the key's taint", c, func(b ca.Bundle) bool { _, tainted := hasKey(b.JWT, old.Active.ID); return tainted })
+			_, err = a.ca.Revoke(t.Context(), k, old.Active.ID)
+			check(t, err)
+			until(t, "the key's revocation", c, func(b ca.Bundle) bool { there, _ := hasKey(b.JWT, old.Active.ID); return !there })
 			continue
 		}
 		until(t, "the root's taint", c, func(b ca.Bundle) bool { return b.Tainted(ca.X509, old.Active.ID) })
