@@ -136,8 +136,10 @@ func storm(ctx context.Context, c *crowd, n int) error {
 	if err := c.server.Kill(); err != nil {
 		return err
 	}
-	for c.open.Load() > 0 {
-		time.Sleep(10 * time.Millisecond)
+	for gone := time.Now(); c.open.Load() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(gone) > time.Minute {
+			return fmt.Errorf("%d feeds have outlived their server by a minute", c.open.Load())
+		}
 	}
 	began := time.Now()
 	if err := c.server.Start(ctx); err != nil {

@@ -113,7 +113,7 @@ func (c *crowd) register(ctx context.Context) error {
 
 // connect opens the feeds of some and returns when all have brought their first message.
 func (c *crowd) connect(ctx context.Context, some []*member) error {
-	want := c.open.Load()+int64(len(some))
+	want := c.open.Load() + int64(len(some))
 	slots := make(chan struct{}, atATime)
 	for _, m := range some {
 		slots <- struct{}{}

@@ -204,13 +204,14 @@ func (w *world) tearDown(dir string, servers ...*fleet.Server) {
 }
 
 // compare waits until nothing is being changed and checks that everybody comes to know what he should.
+// Agents go on renewing and reconnecting: each is compared until it is right once.
 func (w *world) compare() {
 	w.quiet.Lock()
 	defer w.quiet.Unlock()
-	began := time.Now()
+	began, left := time.Now(), slices.Clone(w.agents)
 	var wrong []string
 	for time.Since(began) < settle {
-		if wrong = w.wrong(); len(wrong) == 0 {
+		if left, wrong = w.wrong(left); len(wrong) == 0 {
 			w.count("quiet points", 1)
 			w.count("views compared", len(w.agents))
 			w.mu.Lock()
@@ -225,15 +226,15 @@ func (w *world) compare() {
 	}
 }
 
-// wrong lists what is not as it should be at this moment.
-func (w *world) wrong() (all []string) {
+// wrong lists what is not as it should be at this moment, and which agents are not right.
+func (w *world) wrong(agents []*agent) (left []*agent, all []string) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), settle)
 	defer cancel()
 	var first *truth
 	for n, s := range *w.servers.Load() {
 		t, err := ask(ctx, s.Admin)
 		if err != nil {
-			return []string{fmt.Sprintf("server %d: %v", n+1, err)}
+			return agents, []string{fmt.Sprintf("server %d: %v", n+1, err)}
 		}
 		if first == nil {
 			first = t
@@ -249,12 +250,16 @@ func (w *world) wrong() (all []string) {
 		}
 		return true
 	})
-	for _, a := range w.agents {
-		for _, d := range a.differences(ctx, first) {
+	for _, a := range agents {
+		differences := a.differences(ctx, first)
+		for _, d := range differences {
 			all = append(all, a.name+": "+d)
 		}
+		if len(differences) > 0 {
+			left = append(left, a)
+		}
 	}
-	return all
+	return left, all
 }
 
 func (w *world) report(length time.Duration) {

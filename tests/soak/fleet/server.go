@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -42,7 +43,7 @@ type Server struct {
 // NewServer makes the folder and the configuration: what every server has, and more lines of HCL.
 // bin is the folder of the programs.
 func NewServer(bin, dir, more string) (*Server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen()
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +56,17 @@ func NewServer(bin, dir, more string) (*Server, error) {
 	}
 	s.Admin, err = dev.Dial(s.socket())
 	return s, err
+}
+
+// listen takes a free port below those that the kernel gives to clients: one that calls a server which is
+// gone from the server's own port would reach itself, and hold the port.
+func listen() (l net.Listener, err error) {
+	for range 100 {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }
 
 func (s *Server) config() string { return filepath.Join(s.Dir, "server.hcl") }
