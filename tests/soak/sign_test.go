@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -97,7 +98,7 @@ func (w *world) checkX509(a *agent, chain [][]byte, had *types.Bundle) {
 		w.violation("%s got an SVID that its bundle %d does not verify: %v", a.name, a.present().SequenceNumber, failed)
 	}
 	leaf := parsed(chain[0])
-	w.newAuthority("x509 "+string(leaf.AuthorityKeyId), func(b *types.Bundle) bool {
+	w.newAuthority(fmt.Sprintf("x509 %x", leaf.AuthorityKeyId), func(b *types.Bundle) bool {
 		return slices.ContainsFunc(b.X509Authorities, func(c *types.X509Certificate) bool { return keyID(c.Asn1) == string(leaf.AuthorityKeyId) })
 	})
 }
