@@ -355,6 +355,37 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// TestFeedAfterMoves: in one batch two entries move, each the only one below its parent, so that what
+// the replica knew of the first parent is gone when it comes to know that of the second move.
+func TestFeedAfterMoves(t *testing.T) {
+	r := open(t, storetest.Open(t))
+	made := create(t, r, entry("/agent/0", "/x", "s:1"), entry("/agent/2", "/y", "s:1"))
+	var feeds []*entries.Feed
+	for _, agent := range []string{"/agent/1", "/agent/3"} {
+		f := r.Subscribe(id(agent), func() selectors.Set { return nil })
+		defer f.Close()
+		if d, err := f.Next(t.Context()); err != nil || !d.Full {
+			t.Fatalf("%+v, %v", d, err)
+		}
+		feeds = append(feeds, f)
+	}
+	move := func(e *selectors.Entry, to string) entries.Update {
+		return entries.Update{ID: e.ID, Change: func(e *selectors.Entry) error { e.ParentID = id(to); return nil }}
+	}
+	for _, res := range r.Update(t.Context(), []entries.Update{move(made[0], "/agent/1"), move(made[1], "/agent/3")}) {
+		if res.Err != nil {
+			t.Fatal(res.Err)
+		}
+	}
+	for i, f := range feeds {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if d, err := f.Next(ctx); err != nil || len(d.Put) != 1 {
+			t.Errorf("feed %d: %+v, %v", i, d, err)
+		}
+	}
+}
+
 // faulty makes the store lose the watch, as after a compaction.
 type faulty struct {
 	*store.Store

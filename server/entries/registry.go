@@ -158,6 +158,9 @@ func (r *Registry) apply(batch store.Batch) {
 		}
 		switch {
 		case c.Value != nil:
+			if n != 0 {
+				clear(wave.seen) // a place that only the former entry had is free, and its number used again
+			}
 			r.put(wave, c.Key, c.Value, c.Revision)
 		case n != 0:
 			r.removed.Remove(r.replica, n, c.Revision)
