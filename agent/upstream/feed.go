@@ -51,7 +51,9 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 		if err != nil {
 			return err
 		}
-		c.feedState = msg.State
+		if len(msg.State) > 0 { // else it is about bundles only
+			c.feedState = msg.State
+		}
 		if msg.Bundle != nil {
 			acks.put(ack{msg.Bundle.SequenceNumber, settled})
 		}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/trust"
@@ -91,6 +93,29 @@ func TestAcknowledgedWhenSettled(t *testing.T) {
 	close(last)
 	if n := take(t, acks, "acknowledgement"); n != 8 {
 		t.Errorf("acknowledged %d, which workloads lack", n)
+	}
+}
+
+// What names the entries that the agent has outlives a message about a bundle alone, and a connection.
+func TestResume(t *testing.T) {
+	f := startFar(t, false)
+	resumed := make(chan string, 16)
+	f.watch = func(st nodepb.Node_WatchServer) error {
+		first, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		resumed <- string(first.Resume)
+		for _, msg := range []*nodepb.WatchResponse{{Full: true, State: []byte("entries 1"), Bundle: f.bundle(1, false)}, {Bundle: f.bundle(2, false)}} {
+			if err := st.Send(msg); err != nil {
+				return err
+			}
+		}
+		return status.Error(codes.Aborted, "call again")
+	}
+	f.run(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil)
+	if first, second := take(t, resumed, "feed"), take(t, resumed, "second feed"); first != "" || second != "entries 1" {
+		t.Errorf("resumed from %q, then from %q", first, second)
 	}
 }
 
