@@ -108,7 +108,7 @@ type Store struct {
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
-	contact  time.Time // when a linearizable read last succeeded
+	contact  time.Time // when a linearizable read last succeeded, or of Open
 	revision int64
 	lastErr  error
 
@@ -120,7 +120,7 @@ type Store struct {
 // waiting only; Close ends the store.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg.setDefaults()
-	s := &Store{prefix: cfg.Prefix, log: cfg.Logger, now: cfg.Now, keeper: newKeeper(cfg)}
+	s := &Store{prefix: cfg.Prefix, log: cfg.Logger, now: cfg.Now, keeper: newKeeper(cfg), contact: cfg.Now()}
 	endpoints := cfg.Endpoints
 	if len(endpoints) == 0 {
 		var err error
@@ -190,8 +190,12 @@ func newClient(endpoints []string, tlsConfig *tls.Config) (*clientv3.Client, err
 	})
 }
 
+// quiet is how long a start may take before it is talked about.
+const quiet = 3 * time.Second
+
 // firstContact waits until the store answers. It gives up when the member can not start.
 func (s *Store) firstContact(ctx context.Context) error {
+	told := s.now().Add(quiet)
 	for {
 		err := s.ping(ctx)
 		if err == nil {
@@ -201,6 +205,10 @@ func (s *Store) firstContact(ctx context.Context) error {
 			if failed := s.member.neverStarted(); failed != nil {
 				return failed
 			}
+		}
+		if s.now().After(told) && ctx.Err() == nil {
+			s.log.Warn("waiting for the store", "reason", s.unavailable(err))
+			told = told.Add(time.Minute)
 		}
 		select {
 		case <-ctx.Done():

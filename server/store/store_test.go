@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +26,27 @@ import (
 
 // parentDir makes the test binary a server that only holds a store open.
 const parentDir = "ASSAY_STORE_TEST_PARENT"
+
+// TestNoStore: who waits for a store that is away is told so, and for how long it has been.
+func TestNoStore(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	s, err := store.Open(ctx, store.Config{Endpoints: []string{"http://127.0.0.1:1"}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err == nil {
+		s.Close()
+		t.Fatal("a store on port 1")
+	}
+	for _, text := range []string{err.Error(), log.String()} {
+		if !errors.Is(err, store.ErrUnavailable) || !regexp.MustCompile(`no answer for [5-9]s`).MatchString(text) {
+			t.Errorf("said %q", text)
+		}
+	}
+	if n := strings.Count(log.String(), "waiting for the store"); n != 1 {
+		t.Errorf("said %d times: %s", n, &log)
+	}
+}
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(parentDir); dir != "" && len(os.Args) == 1 {
