@@ -89,7 +89,7 @@ func (c *Caller) change() {
 }
 
 // A child between fork and execve holds its parent's sockets, and a system call at work holds
-// a reference, too. Both pass within microseconds, but on a busy machine such a child can wait
+// a reference, too, close(2) and exit(2) among them. All pass within microseconds, but on a busy machine such a child can wait
 // for a CPU for tens of milliseconds: twelve questions, 100 ms at most, 50 µs after the first.
 const (
 	tries    = 12
@@ -193,7 +193,7 @@ func judge(b record.Binding, key selectors.ProcessKey) (r *Refusal, passing bool
 	case h.InFlight:
 		return refuse(HandedOver, "the caller's socket is being passed to another process"), false
 	case h.Held == 0:
-		return refuse(HandedOver, "process %d has let go of its socket, another process holds it", key.TGID), false
+		return refuse(HandedOver, "process %d has let go of its socket, another process holds it", key.TGID), true // or it is closing it
 	case h.Tables != h.Threads:
 		return refuse(HandedOver, "process %d shares its descriptors with another process", key.TGID), true
 	case h.References != h.Held:

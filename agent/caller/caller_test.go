@@ -414,7 +414,7 @@ func TestJudge(t *testing.T) {
 		"dead":           {func(b *record.Binding) { b.Holder.Alive = false }, Gone, false},
 		"executed":       {func(b *record.Binding) { b.Holder.ExecID = 6 }, Executed, false},
 		"in flight":      {func(b *record.Binding) { b.Holder.InFlight = true }, HandedOver, false},
-		"let go":         {func(b *record.Binding) { b.Holder.Held = 0 }, HandedOver, false},
+		"let go":         {func(b *record.Binding) { b.Holder.Held = 0 }, HandedOver, true},
 		"shared table":   {func(b *record.Binding) { b.Holder.Tables = 4 }, HandedOver, true},
 		"another holder": {func(b *record.Binding) { b.Holder.References = 3 }, HandedOver, true},
 	} {
