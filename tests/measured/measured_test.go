@@ -217,7 +217,7 @@ func (l *lab) rule(t *testing.T, group string) {
 // isAdmitted has the machine attest anew under the rules.
 func (l *lab) isAdmitted(t *testing.T, m *Machine, w Way) {
 	t.Helper()
-	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; "+startAgent+" "+awaitAgent)
+	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; : >/tmp/agent.log; "+startAgent+" "+awaitAgent)
 	fatal(t, err)
 	if !strings.Contains(out, "node has an identity") {
 		t.Fatalf("not admitted under the rules learnt from itself:\n%s", out)
@@ -260,7 +260,7 @@ func (l *lab) drifts(t *testing.T, m *Machine) {
 	}
 	t.Logf("suspended %.1f s after an unlisted program was run (a quote every %s):\n%s", took.Seconds(), interval, shown)
 	l.assay(t, "node", "readmit", l.node(t))
-	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; "+startAgent+" "+awaitAgent)
+	out, err := m.Do(t.Context(), "killall assay-agent; sleep 1; : >/tmp/agent.log; "+startAgent+" "+awaitAgent)
 	fatal(t, err)
 	if strings.Contains(out, "node has an identity") {
 		t.Errorf("admitted again though the program is still in its log:\n%s", out)
