@@ -16,7 +16,6 @@ package entries
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -211,21 +210,11 @@ func (r *Registry) Revision() int64 {
 
 // seen waits until the replica shows the given revision.
 func (r *Registry) seen(ctx context.Context, revision int64) error {
-	for {
+	return store.Await(ctx, "entries", revision, r.done, func() (int64, <-chan struct{}) {
 		r.mu.RLock()
-		at, moved := r.revision, r.moved
-		r.mu.RUnlock()
-		if at >= revision {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-r.done:
-			return errors.New("the entry registry is closed")
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the replica to reach revision %d: %w", revision, ctx.Err())
-		}
-	}
+		defer r.mu.RUnlock()
+		return r.revision, r.moved
+	})
 }
 
 // Get returns the entry with the given id, or nil.

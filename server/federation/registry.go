@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -212,21 +211,11 @@ func (r *Registry) decodePoll(_ spiffeid.TrustDomain, value []byte) (time.Time, 
 
 // seen waits until the replica shows the given revision.
 func (r *Registry) seen(ctx context.Context, revision int64) error {
-	for {
+	return store.Await(ctx, "federated bundles", revision, r.done, func() (int64, <-chan struct{}) {
 		r.mu.RLock()
-		at, moved := r.revision, r.moved
-		r.mu.RUnlock()
-		if at >= revision {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-r.done:
-			return errors.New("the federation registry is closed")
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the replica to reach revision %d: %w", revision, ctx.Err())
-		}
-	}
+		defer r.mu.RUnlock()
+		return r.revision, r.moved
+	})
 }
 
 // Bundle returns the bundle of the trust domain, or nil.

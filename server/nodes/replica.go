@@ -4,7 +4,6 @@ package nodes
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -187,19 +186,9 @@ func get(ctx context.Context, s Store, key string) (*store.KV, error) {
 
 // seen waits until memory shows the given revision of the store.
 func (r *replica[T]) seen(ctx context.Context, revision int64) error {
-	for {
+	return store.Await(ctx, r.what, revision, r.done, func() (int64, <-chan struct{}) {
 		r.mu.RLock()
-		at, moved := r.revision, r.moved
-		r.mu.RUnlock()
-		if at >= revision {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-r.done:
-			return errors.New("the replica of the " + r.what + " is closed")
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the %s to reach revision %d: %w", r.what, revision, ctx.Err())
-		}
-	}
+		defer r.mu.RUnlock()
+		return r.revision, r.moved
+	})
 }

@@ -4,6 +4,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 )
@@ -50,6 +51,25 @@ func (f Follower) Run(ctx context.Context, w Watcher) {
 			case <-ctx.Done():
 			case <-time.After(rebuildAgain):
 			}
+		}
+	}
+}
+
+// Await waits until a replica shows a revision. at returns the one that it shows and a channel that
+// is closed when it shows another; done is closed when the replica is, or nil. what is followed, in the
+// plural, for errors.
+func Await(ctx context.Context, what string, revision int64, done <-chan struct{}, at func() (int64, <-chan struct{})) error {
+	for {
+		shown, moved := at()
+		if shown >= revision {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-done:
+			return fmt.Errorf("the replica of the %s is closed", what)
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the %s to reach revision %d: %w", what, revision, ctx.Err())
 		}
 	}
 }

@@ -150,17 +150,9 @@ func effective(txn store.Txn) bool {
 
 // seen waits until Bundle shows the revision.
 func (r *Replica) seen(ctx context.Context, revision int64) error {
-	for {
+	return store.Await(ctx, "authorities of the trust bundle", revision, nil, func() (int64, <-chan struct{}) {
 		r.mu.RLock()
-		at, changed := r.shown, r.changed
-		r.mu.RUnlock()
-		if at >= revision {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the trust bundle to reach revision %d: %w", revision, ctx.Err())
-		}
-	}
+		defer r.mu.RUnlock()
+		return r.shown, r.changed
+	})
 }
