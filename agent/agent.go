@@ -25,6 +25,7 @@ import (
 
 	"github.com/assay-id/assay/agent/attest"
 	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
@@ -48,6 +49,7 @@ type Agent struct {
 	server   *upstream.Client
 	svids    *svids.Manager
 	history  *history.Log
+	denials  *delivery.Denials
 	streams  atomic.Int32
 }
 
@@ -65,7 +67,7 @@ func New(c Config, version string, out io.Writer) (*Agent, error) {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, version: version, log: log}, nil
+	return &Agent{conf: p, version: version, log: log, denials: delivery.NewDenials()}, nil
 }
 
 // Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
@@ -136,9 +138,8 @@ func (a *Agent) findEvidence() (err error) {
 
 func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
-	workloadapi.New(workloadapi.Config{
-		Attest: a.workload, SVIDs: a.svids, History: a.history, ForeignClaims: a.conf.AllowedForeignJWTClaims, Logger: a.log, Now: time.Now,
-	}).Register(faces)
+	desk := delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Denials: a.denials, Logger: a.log, Now: time.Now})
+	workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(faces)
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
 
@@ -173,7 +174,7 @@ func (a *Agent) followEvents(ctx context.Context, workloads *caller.Listener) er
 }
 
 // workload attests the caller of a Workload API request.
-func (a *Agent) workload(ctx context.Context) (workloadapi.Workload, error) {
+func (a *Agent) workload(ctx context.Context) (delivery.Workload, error) {
 	w, err := a.attestor.Caller(ctx)
 	if err != nil {
 		return nil, err

@@ -39,10 +39,12 @@ type Delivery struct {
 	SPIFFEID string `json:"spiffe_id"`
 	// Serial is the certificate's in decimal, or the token's SHA-256 in hex. Entry is the id of the entry
 	// that the SVID is for, Audience the token's.
-	Serial   string               `json:"serial"`
-	Entry    string               `json:"entry"`
-	Audience []string             `json:"audience,omitempty"`
-	Process  selectors.ProcessKey `json:"process"`
+	Serial   string   `json:"serial"`
+	Entry    string   `json:"entry"`
+	Audience []string `json:"audience,omitempty"`
+	// Via is the SPIFFE ID of who received it on the process's behalf; empty is the process itself.
+	Via     string               `json:"via,omitempty"`
+	Process selectors.ProcessKey `json:"process"`
 	// SHA256 is of the process's program.
 	SHA256 selectors.Digest `json:"sha256"`
 	Tier   string           `json:"tier"`

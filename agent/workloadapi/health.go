@@ -16,7 +16,7 @@ import (
 // Register adds the service to g, and beside it health and reflection (SPIFFE Workload Endpoint, section 7).
 func (s *Server) Register(g *grpc.Server) {
 	pb.RegisterSpiffeWorkloadAPIServer(g, s)
-	grpc_health_v1.RegisterHealthServer(g, health{ready: s.cfg.SVIDs.Ready()})
+	grpc_health_v1.RegisterHealthServer(g, health{ready: s.cfg.Desk.Ready()})
 	reflection.Register(g)
 }
 

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/trust"
 )
@@ -33,27 +34,23 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *pb.JWTSVIDRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.enter(ctx)
+	w, err := s.cfg.Desk.Enter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := s.entitled(w, id)
+	entries, err := w.Entitled(id)
 	if err != nil {
 		return nil, err
 	}
-	list, err := s.cfg.SVIDs.JWT(ctx, w, entries, audience)
-	if err := s.issued(w, list, err); err != nil {
+	list, err := w.JWT(ctx, entries, audience)
+	if err != nil {
 		return nil, err
-	}
-	if err := w.Check(); err != nil {
-		return nil, s.refuse(ctx, err)
 	}
 	hints, resp := svids.Hints(entries), &pb.JWTSVIDResponse{}
 	for _, v := range list {
 		resp.Svids = append(resp.Svids, &pb.JWTSVID{SpiffeId: v.ID.String(), Svid: v.Token, Hint: hints[v.EntryID]})
 	}
-	s.delivered(w, list)
-	return resp, nil
+	return answer(ctx, w, resp, list)
 }
 
 // readAudience leaves out empty values, as SPIRE does.
@@ -75,12 +72,12 @@ func readAudience(given []string) (audience []string, _ error) {
 
 // FetchJWTBundles streams the caller's JWT bundles as JWK Sets, if it has an identity (section 6.2.2).
 func (s *Server) FetchJWTBundles(_ *pb.JWTBundlesRequest, st grpc.ServerStreamingServer[pb.JWTBundlesResponse]) error {
-	return stream(s, st, func(_ context.Context, w Workload) (*pb.JWTBundlesResponse, []*svids.SVID, error) {
-		entries, err := s.entitled(w, spiffeid.ID{})
+	return stream(s, st, func(_ context.Context, w *delivery.Session) (*pb.JWTBundlesResponse, []*svids.SVID, error) {
+		entries, err := w.Entitled(spiffeid.ID{})
 		if err != nil {
 			return nil, nil, err
 		}
-		return &pb.JWTBundlesResponse{Bundles: byTrustDomain(s.cfg.SVIDs.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
+		return &pb.JWTBundlesResponse{Bundles: byTrustDomain(w.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
 	})
 }
 
@@ -92,15 +89,15 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *pb.ValidateJWTSVIDReq
 	case req.Svid == "":
 		return nil, status.Error(codes.InvalidArgument, "svid must be specified")
 	}
-	w, err := s.enter(ctx)
+	w, err := s.cfg.Desk.Enter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := s.entitled(w, spiffeid.ID{})
+	entries, err := w.Entitled(spiffeid.ID{})
 	if err != nil {
 		return nil, err
 	}
-	bundles, known := s.cfg.SVIDs.Bundles(entries), jwtbundle.NewSet()
+	bundles, known := w.Bundles(entries), jwtbundle.NewSet()
 	for _, b := range bundles {
 		known.Add(b.JWT())
 	}
@@ -112,10 +109,7 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *pb.ValidateJWTSVIDReq
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "claims of the token: %v", err)
 	}
-	if err := w.Check(); err != nil {
-		return nil, s.refuse(ctx, err)
-	}
-	return &pb.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil
+	return answer(ctx, w, &pb.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil)
 }
 
 // claims are the token's, the audience always a list. What another trust domain's server may say beyond the

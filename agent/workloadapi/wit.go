@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
@@ -22,16 +23,16 @@ func (s *Server) FetchWITSVID(req *pb.WITSVIDRequest, st grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	return stream(s, st, func(ctx context.Context, w Workload) (*pb.WITSVIDResponse, []*svids.SVID, error) {
-		entries, err := s.entitled(w, id)
+	return stream(s, st, func(ctx context.Context, w *delivery.Session) (*pb.WITSVIDResponse, []*svids.SVID, error) {
+		entries, err := w.Entitled(id)
 		if err != nil {
 			return nil, nil, err
 		}
-		if _, err := s.witBundles(entries); err != nil {
+		if _, err := witBundles(w, entries); err != nil {
 			return nil, nil, err
 		}
-		list, err := s.cfg.SVIDs.WIT(ctx, w, entries)
-		if err := s.issued(w, list, err); err != nil {
+		list, err := w.WIT(ctx, entries)
+		if err != nil {
 			return nil, nil, err
 		}
 		hints, resp := svids.Hints(entries), &pb.WITSVIDResponse{}
@@ -44,12 +45,12 @@ func (s *Server) FetchWITSVID(req *pb.WITSVIDRequest, st grpc.ServerStreamingSer
 
 // FetchWITBundles streams the caller's WIT bundles as JWK Sets, if it has an identity (section 7.2.2).
 func (s *Server) FetchWITBundles(_ *pb.WITBundlesRequest, st grpc.ServerStreamingServer[pb.WITBundlesResponse]) error {
-	return stream(s, st, func(_ context.Context, w Workload) (*pb.WITBundlesResponse, []*svids.SVID, error) {
-		entries, err := s.entitled(w, spiffeid.ID{})
+	return stream(s, st, func(_ context.Context, w *delivery.Session) (*pb.WITBundlesResponse, []*svids.SVID, error) {
+		entries, err := w.Entitled(spiffeid.ID{})
 		if err != nil {
 			return nil, nil, err
 		}
-		bundles, err := s.witBundles(entries)
+		bundles, err := witBundles(w, entries)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -58,8 +59,8 @@ func (s *Server) FetchWITBundles(_ *pb.WITBundlesRequest, st grpc.ServerStreamin
 }
 
 // witBundles is Unimplemented where the trust domain's servers have no WIT authorities (section 7).
-func (s *Server) witBundles(entries []*selectors.Entry) ([]*trust.Bundle, error) {
-	bundles := s.cfg.SVIDs.Bundles(entries)
+func witBundles(w *delivery.Session, entries []*selectors.Entry) ([]*trust.Bundle, error) {
+	bundles := w.Bundles(entries)
 	if !bundles[0].HasWIT() {
 		return nil, status.Error(codes.Unimplemented, "the trust domain has no WIT authorities")
 	}

@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/trust"
@@ -152,6 +153,7 @@ type fixture struct {
 	manager *svids.Manager
 	signer  *signer
 	caller  *caller
+	denials *delivery.Denials
 
 	mu       sync.Mutex
 	denied   error // what the attestor says
@@ -182,11 +184,13 @@ func serve(t *testing.T) *fixture {
 	log := slog.New(slog.NewTextHandler(f, nil))
 	f.manager = svids.New(f.signer, log, time.Now)
 	g := grpc.NewServer(Interceptors()...)
-	New(Config{Attest: func(context.Context) (Workload, error) {
+	f.denials = delivery.NewDenials()
+	desk := delivery.New(delivery.Config{Attest: func(context.Context) (delivery.Workload, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.caller, f.denied
-	}, SVIDs: f.manager, History: f, ForeignClaims: []string{"allowed"}, Logger: log, Now: time.Now}).Register(g)
+	}, SVIDs: f.manager, History: f, Denials: f.denials, Logger: log, Now: time.Now})
+	New(Config{Desk: desk, ForeignClaims: []string{"allowed"}}).Register(g)
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -540,5 +544,21 @@ func TestHistory(t *testing.T) {
 	}
 	if d := f.recorded[0]; d.SPIFFEID != first.Svids[0].SpiffeId || d.Serial != cert.SerialNumber.String() || d.Tier == "" || time.Since(d.Time) > time.Minute {
 		t.Errorf("recorded %+v", d)
+	}
+}
+
+// What a denied caller is told leads an operator to the rest, and tells the caller nothing of it.
+func TestDenialReference(t *testing.T) {
+	f := serve(t)
+	f.bundle(t, 1)
+	f.manager.Entries(true, []*selectors.Entry{entry("a", 0, "uid:1", "user:secret")}, nil, 1)
+	_, err := f.fetch(t).Recv()
+	_, ref, ok := strings.Cut(strings.TrimSuffix(status.Convert(err).Message(), ")"), "reference ")
+	if !ok || strings.Contains(err.Error(), "secret") {
+		t.Fatalf("the caller is told %q", err)
+	}
+	x, ok := f.denials.Find(ref)
+	if !ok || x.Facts == nil || len(x.Nearest) != 1 || x.Nearest[0].Missing.String() != "unix:user:secret" {
+		t.Errorf("the operator is told %+v", x)
 	}
 }

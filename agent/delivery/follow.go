@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package delivery
+
+import (
+	"context"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/agent/svids"
+)
+
+// Stream says what a stream tells its workload.
+type Stream[M any] struct {
+	// Offer returns what there is to tell now, and the SVIDs in it. An error ends the stream.
+	Offer func(context.Context) (M, []*svids.SVID, error)
+	// Same reports whether the workload, who was told a, need not be told b.
+	Same func(a, b M) bool
+	// Send sends one message.
+	Send func(M) error
+	// Again has Offer asked again, beside every change of what the Manager knows; it may be nil.
+	Again <-chan struct{}
+}
+
+// Follow sends what the stream offers, and again whenever that changes, until the workload is no longer
+// the one that was attested, or ctx ends. The workload is checked before each message, so nothing
+// reaches a connection that changed hands.
+func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
+	sub := s.desk.cfg.SVIDs.Subscribe(s.Selectors())
+	defer sub.Close()
+	var last M
+	for told := false; ; {
+		changed := s.Changed() // before the check that it follows
+		bundles := sub.Version()
+		next, list, err := st.Offer(ctx)
+		if err != nil {
+			return err
+		}
+		if !told || !st.Same(last, next) {
+			if err := s.Hand(ctx, list, func() error { return st.Send(next) }); err != nil {
+				return err
+			}
+			last, told = next, true
+		}
+		sub.Has(bundles)
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case <-s.Done():
+			return status.Error(codes.PermissionDenied, "the caller has exited")
+		case <-changed:
+			if err := s.Check(); err != nil {
+				return s.desk.refuse(ctx, s.Workload, err)
+			}
+		case <-sub.C():
+		case <-st.Again:
+		}
+	}
+}
