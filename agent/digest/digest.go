@@ -5,7 +5,7 @@
 //
 //	once per image       a digest is remembered by exec id: the kernel refuses to open a running
 //	                     executable for writing (ETXTBSY), so it holds as long as the image runs
-//	once per inode       another image of the same inode gets it without reading, if a mark that
+//	once per inode       another image of the same inode gets it without reading, if a watch that
 //	                     was set before the read saw no write since (shared.go)
 //
 // Where that rule does not hold it is not used:
@@ -70,7 +70,7 @@ func New(limit int) (h *Hasher, err error) {
 	return h, err
 }
 
-// Close lets the marks on files go.
+// Close lets the watches on files go.
 func (h *Hasher) Close() error {
 	if h.shared == nil {
 		return nil

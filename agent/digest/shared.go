@@ -17,94 +17,113 @@ import (
 
 // shared remembers digests by inode, for as long as nothing was written to it.
 //
-// The proof: a fanotify mark for writes is on the inode before it is read, by a caller that
+// The proof: an inotify watch for writes is on the inode before it is read, by a caller that
 // runs it, so that nobody can write meanwhile. To write it later, all its processes must
 // end; to execute it again, all its writers must have let go of it, and the kernel queues
 // close-after-write before that (fs/file_table.c: __fput). So when a process is known to have
 // executed the inode, and the queue is read after that, a write is in the queue or did not
-// happen. A mark pins its inode, so the number is not used again.
+// happen.
+//
+// A watch pins its inode, until that is deleted or its file system unmounted: then the kernel
+// takes the watch away and queues that it did (IN_IGNORED), before it uses the number again
+// (fs/dcache.c: dentry_unlink_inode).
+//
+// inotify and not fanotify: the one tells of deletions along with writes, and needs no capability.
 //
 // A full queue says so and forgets everything.
 type shared struct {
-	mu    sync.Mutex
-	fan   int
-	files map[fileKey]*file
+	mu      sync.Mutex
+	inotify int
+	files   map[fileKey]*file
+	watches map[int32]fileKey
 }
 
 // fileKey is st_dev and st_ino.
 type fileKey struct{ dev, ino uint64 }
 
+// file is a content of a watched inode: a write makes another one of it.
 type file struct {
-	writes int // seen since it was marked
-	digest selectors.Digest
+	watch  int32
+	digest selectors.Digest // zero: not read yet
 }
 
-// maxMarked bounds the inodes that the marks pin.
-const maxMarked = 4096
+// maxWatched bounds the inodes that the watches pin.
+const maxWatched = 4096
 
 func newShared() (*shared, error) {
-	fan, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE)
-	if err != nil {
-		return nil, fmt.Errorf("digests are not shared between processes of the same file, because the kernel does not tell of writes (fanotify): %w", err)
+	s := &shared{inotify: -1}
+	if err := s.startAnew(); err != nil {
+		return nil, fmt.Errorf("digests are not shared between processes of the same file, because the kernel does not tell of writes: %w", err)
 	}
-	return &shared{fan: fan, files: map[fileKey]*file{}}, nil
+	return s, nil
+}
+
+// startAnew forgets everything, and the watches with it.
+func (s *shared) startAnew() error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("inotify: %w", err)
+	}
+	if s.inotify >= 0 {
+		unix.Close(s.inotify)
+	}
+	s.inotify, s.files, s.watches = fd, map[fileKey]*file{}, map[int32]fileKey{}
+	return nil
 }
 
 func (s *shared) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return unix.Close(s.fan)
+	return unix.Close(s.inotify)
 }
 
 // digest returns the digest of f, which a process executes that the caller has pinned.
 func (s *shared) digest(f *os.File, key fileKey) (selectors.Digest, error) {
-	entry, err := s.look(f, key)
-	if err != nil {
-		return selectors.Digest{}, err
-	}
-	if !entry.digest.IsZero() {
-		return entry.digest, nil
+	content, known, err := s.look(f, key)
+	if err != nil || !known.IsZero() {
+		return known, err
 	}
 	d, err := sum(f)
 	if err != nil {
 		return selectors.Digest{}, err
 	}
-	return d, s.keep(key, entry.writes, d)
+	return d, s.keep(key, content, d)
 }
 
-// look returns what is known of the file after everything that was written to it until now;
-// an unknown file gets its mark.
-func (s *shared) look(f *os.File, key fileKey) (file, error) {
+// look returns what is known of the file after everything that was done to it until now;
+// an unknown file gets its watch.
+func (s *shared) look(f *os.File, key fileKey) (*file, selectors.Digest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.drain(); err != nil {
-		return file{}, err
+		return nil, selectors.Digest{}, err
 	}
 	if known := s.files[key]; known != nil {
-		return *known, nil
+		return known, known.digest, nil
 	}
-	if len(s.files) >= maxMarked {
-		if err := unix.FanotifyMark(s.fan, unix.FAN_MARK_FLUSH, 0, unix.AT_FDCWD, ""); err != nil {
-			return file{}, fmt.Errorf("remove the marks of executables: %w", err)
+	if len(s.files) >= maxWatched {
+		if err := s.startAnew(); err != nil {
+			return nil, selectors.Digest{}, err
 		}
-		clear(s.files)
 	}
-	if err := unix.FanotifyMark(s.fan, unix.FAN_MARK_ADD, unix.FAN_MODIFY|unix.FAN_CLOSE_WRITE, unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd()))); err != nil {
-		return file{}, fmt.Errorf("mark the executable: %w", err)
+	watch, err := unix.InotifyAddWatch(s.inotify, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.IN_MODIFY|unix.IN_CLOSE_WRITE)
+	if err != nil {
+		return nil, selectors.Digest{}, fmt.Errorf("watch the executable for writes: %w", err)
 	}
-	s.files[key] = &file{}
-	return file{}, nil
+	content := &file{watch: int32(watch)}
+	s.files[key], s.watches[content.watch] = content, key
+	return content, selectors.Digest{}, nil
 }
 
 // keep remembers a digest, if the file was not written since look.
-func (s *shared) keep(key fileKey, writes int, d selectors.Digest) error {
+func (s *shared) keep(key fileKey, content *file, d selectors.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.drain(); err != nil {
 		return err
 	}
-	if known := s.files[key]; known != nil && known.writes == writes {
-		known.digest = d
+	if s.files[key] == content {
+		content.digest = d
 	}
 	return nil
 }
@@ -113,16 +132,16 @@ func (s *shared) keep(key fileKey, writes int, d selectors.Digest) error {
 func (s *shared) drain() error {
 	var buf [4096]byte
 	for {
-		n, err := unix.Read(s.fan, buf[:])
+		n, err := unix.Read(s.inotify, buf[:])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return nil
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return fmt.Errorf("read fanotify events: %w", err)
-		case n < unix.FAN_EVENT_METADATA_LEN:
-			return fmt.Errorf("read fanotify events: %d bytes are no event", n)
+			return fmt.Errorf("read inotify events: %w", err)
+		case n == 0:
+			return errors.New("read inotify events: there is none")
 		}
 		if err := s.apply(buf[:n]); err != nil {
 			return err
@@ -130,7 +149,7 @@ func (s *shared) drain() error {
 	}
 }
 
-// apply forgets the digests of files that were written.
+// apply forgets the digests of files that were written, and the files that are gone.
 func (s *shared) apply(events []byte) error {
 	for len(events) > 0 {
 		e, rest, err := parseEvent(events)
@@ -138,45 +157,36 @@ func (s *shared) apply(events []byte) error {
 			return err
 		}
 		events = rest
-		if e.mask&unix.FAN_Q_OVERFLOW != 0 || e.fd < 0 {
-			for _, f := range s.files {
-				f.written()
-			}
-			continue
+		if e.mask&unix.IN_Q_OVERFLOW != 0 {
+			return s.startAnew()
 		}
-		var st unix.Stat_t
-		err = unix.Fstat(e.fd, &st)
-		unix.Close(e.fd)
-		if err != nil {
-			return fmt.Errorf("stat a file that was written: %w", err)
-		}
-		if f := s.files[fileKey{st.Dev, st.Ino}]; f != nil {
-			f.written()
+		key, ok := s.watches[e.watch]
+		switch {
+		case !ok: // forgotten since
+		case e.mask&unix.IN_IGNORED != 0:
+			delete(s.watches, e.watch)
+			delete(s.files, key)
+		default:
+			s.files[key] = &file{watch: e.watch}
 		}
 	}
 	return nil
 }
 
-func (f *file) written() {
-	f.writes++
-	f.digest = selectors.Digest{}
-}
-
-// event is a struct fanotify_event_metadata (fanotify(7)).
+// event is a struct inotify_event (inotify(7)) without its name.
 type event struct {
-	mask uint64
-	fd   int
+	watch int32
+	mask  uint32
 }
 
 func parseEvent(b []byte) (e event, rest []byte, err error) {
-	if len(b) < unix.FAN_EVENT_METADATA_LEN {
-		return e, nil, fmt.Errorf("malformed fanotify event: %d bytes", len(b))
+	if len(b) < unix.SizeofInotifyEvent {
+		return e, nil, fmt.Errorf("malformed inotify event: %d bytes", len(b))
 	}
-	length, version := binary.NativeEndian.Uint32(b), b[4]
-	if version != unix.FANOTIFY_METADATA_VERSION || length < unix.FAN_EVENT_METADATA_LEN || uint64(length) > uint64(len(b)) {
-		return e, nil, fmt.Errorf("malformed fanotify event: version %d, %d of %d bytes", version, length, len(b))
+	size := unix.SizeofInotifyEvent + uint64(binary.NativeEndian.Uint32(b[12:]))
+	if size > uint64(len(b)) {
+		return e, nil, fmt.Errorf("malformed inotify event: %d of %d bytes", len(b), size)
 	}
-	e.mask = binary.NativeEndian.Uint64(b[8:])
-	e.fd = int(int32(binary.NativeEndian.Uint32(b[16:])))
-	return e, b[length:], nil
+	e.watch, e.mask = int32(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint32(b[4:])
+	return e, b[size:], nil
 }

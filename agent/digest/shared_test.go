@@ -5,6 +5,7 @@ package digest
 import (
 	"bufio"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -178,7 +179,7 @@ func TestSecondImageIsNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The content is changed behind the mark's back, which shows whether it is read again.
+	// The content is changed behind the watch's back, which shows whether it is read again.
 	key := fileKey{}
 	for key = range h.shared.files {
 	}
@@ -196,29 +197,59 @@ func TestSecondImageIsNotRead(t *testing.T) {
 	}
 }
 
-func TestMarksAreBounded(t *testing.T) {
+// A file is deleted and another one gets its inode number, as ext4 and others hand them out at once.
+func TestDeletedFileIsForgotten(t *testing.T) {
+	h := hasher(t, 100)
+	path := filepath.Join(t.TempDir(), "program")
+	for i := range 20 {
+		want := sha256.Sum256([]byte{byte(i)})
+		if err := os.WriteFile(path, []byte{byte(i)}, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		exe, err := h.Executable(t.Context(), &running{id: uint64(i + 1), path: path}, Image{Inode: st.Ino, FSMagic: 0xef53})
+		if err != nil || exe.SHA256 != want {
+			t.Errorf("round %d, inode %d: %v, %v", i, st.Ino, exe.SHA256, err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(h.shared.files); n > 1 { // the last deletion is still queued
+		t.Errorf("%d files are remembered that are gone", n)
+	}
+}
+
+func TestWatchesAreBounded(t *testing.T) {
 	h := hasher(t, 10)
-	for i := range maxMarked {
+	for i := range maxWatched {
 		h.shared.files[fileKey{ino: uint64(i)}] = &file{}
 	}
 	p, img := program(t, "x")
-	if _, err := h.Executable(t.Context(), p, img); err != nil || len(h.shared.files) != 1 {
-		t.Errorf("%d files are marked, %v", len(h.shared.files), err)
+	if _, err := h.Executable(t.Context(), p, img); err != nil || len(h.shared.files) != 1 || len(h.shared.watches) != 1 {
+		t.Errorf("%d files are watched, %v", len(h.shared.files), err)
 	}
 }
 
 func TestQueueOverflowForgetsEverything(t *testing.T) {
-	s := &shared{files: map[fileKey]*file{{1, 1}: {digest: selectors.Digest{1}}}}
-	raw := make([]byte, unix.FAN_EVENT_METADATA_LEN)
-	raw[0], raw[4], raw[9] = unix.FAN_EVENT_METADATA_LEN, unix.FANOTIFY_METADATA_VERSION, unix.FAN_Q_OVERFLOW>>8
-	copy(raw[16:], []byte{255, 255, 255, 255})
-	if err := s.apply(raw); err != nil || !s.files[fileKey{1, 1}].digest.IsZero() {
-		t.Errorf("got %v, %v", s.files, err)
+	h := hasher(t, 10)
+	p, img := program(t, "x")
+	if _, err := h.Executable(t.Context(), p, img); err != nil || len(h.shared.files) != 1 {
+		t.Fatalf("%d files are watched, %v", len(h.shared.files), err)
+	}
+	raw := make([]byte, unix.SizeofInotifyEvent)
+	copy(raw, []byte{255, 255, 255, 255})
+	binary.NativeEndian.PutUint32(raw[4:], unix.IN_Q_OVERFLOW)
+	if err := h.shared.apply(raw); err != nil || len(h.shared.files) != 0 {
+		t.Errorf("got %v, %v", h.shared.files, err)
 	}
 }
 
 func FuzzParseEvent(f *testing.F) {
-	f.Add(make([]byte, unix.FAN_EVENT_METADATA_LEN))
+	f.Add(make([]byte, unix.SizeofInotifyEvent))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if _, rest, err := parseEvent(raw); err == nil && len(rest) >= len(raw) {
 			t.Error("an event without length")
