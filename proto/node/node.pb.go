@@ -418,8 +418,11 @@ func (x *SignX509SVIDRequest) GetFacts() *evidence.Facts {
 }
 
 type SignX509SVIDResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Svid          *types.X509SVID        `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Svid  *types.X509SVID        `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	// The server's policy looked at this very process: the SVID is for it alone, and another process
+	// of the same entry has its own signed.
+	PerProcess    bool `protobuf:"varint,2,opt,name=per_process,json=perProcess,proto3" json:"per_process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +462,13 @@ func (x *SignX509SVIDResponse) GetSvid() *types.X509SVID {
 		return x.Svid
 	}
 	return nil
+}
+
+func (x *SignX509SVIDResponse) GetPerProcess() bool {
+	if x != nil {
+		return x.PerProcess
+	}
+	return false
 }
 
 type SignJWTSVIDRequest struct {
@@ -655,8 +665,10 @@ func (x *SignWITSVIDRequest) GetFacts() *evidence.Facts {
 }
 
 type SignWITSVIDResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Svid          *types.WITSVID         `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Svid  *types.WITSVID         `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	// See SignX509SVIDResponse. (A JWT-SVID is always for one process.)
+	PerProcess    bool `protobuf:"varint,2,opt,name=per_process,json=perProcess,proto3" json:"per_process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +710,13 @@ func (x *SignWITSVIDResponse) GetSvid() *types.WITSVID {
 	return nil
 }
 
+func (x *SignWITSVIDResponse) GetPerProcess() bool {
+	if x != nil {
+		return x.PerProcess
+	}
+	return false
+}
+
 var File_assay_node_node_proto protoreflect.FileDescriptor
 
 const file_assay_node_node_proto_rawDesc = "" +
@@ -727,9 +746,11 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
 	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12.\n" +
-	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"E\n" +
+	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"f\n" +
 	"\x14SignX509SVIDResponse\x12-\n" +
-	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid\"\xa2\x01\n" +
+	"\x04svid\x18\x01 \x01(\v2\x19.spire.api.types.X509SVIDR\x04svid\x12\x1f\n" +
+	"\vper_process\x18\x02 \x01(\bR\n" +
+	"perProcess\"\xa2\x01\n" +
 	"\x12SignJWTSVIDRequest\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
 	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x1a\n" +
@@ -743,9 +764,11 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\n" +
 	"public_key\x18\x03 \x01(\fR\tpublicKey\x12+\n" +
 	"\x11signing_algorithm\x18\x04 \x01(\tR\x10signingAlgorithm\x12.\n" +
-	"\x05facts\x18\x05 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"C\n" +
+	"\x05facts\x18\x05 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\"d\n" +
 	"\x13SignWITSVIDResponse\x12,\n" +
-	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.WITSVIDR\x04svid2\xa0\x03\n" +
+	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.WITSVIDR\x04svid\x12\x1f\n" +
+	"\vper_process\x18\x02 \x01(\bR\n" +
+	"perProcess2\xa0\x03\n" +
 	"\x04Node\x12F\n" +
 	"\x05Watch\x12\x1b.assay.node.v1.WatchRequest\x1a\x1c.assay.node.v1.WatchResponse(\x010\x01\x12W\n" +
 	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponse\x12T\n" +
