@@ -28,6 +28,150 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RevokeSVIDRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DER, the leaf.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// RFC 5280, section 5.3.1; 1 is keyCompromise.
+	Reason int32 `protobuf:"varint,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// A sentence for people.
+	Why           string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSVIDRequest) Reset() {
+	*x = RevokeSVIDRequest{}
+	mi := &file_assay_node_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSVIDRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSVIDRequest) ProtoMessage() {}
+
+func (x *RevokeSVIDRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSVIDRequest.ProtoReflect.Descriptor instead.
+func (*RevokeSVIDRequest) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RevokeSVIDRequest) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RevokeSVIDRequest) GetReason() int32 {
+	if x != nil {
+		return x.Reason
+	}
+	return 0
+}
+
+func (x *RevokeSVIDRequest) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+type RevokeSVIDResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSVIDResponse) Reset() {
+	*x = RevokeSVIDResponse{}
+	mi := &file_assay_node_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSVIDResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSVIDResponse) ProtoMessage() {}
+
+func (x *RevokeSVIDResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSVIDResponse.ProtoReflect.Descriptor instead.
+func (*RevokeSVIDResponse) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{1}
+}
+
+// RevocationLists are all lists of our trust domain's authorities that there are, DER (RFC 5280, section 5).
+type RevocationLists struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Crls          [][]byte               `protobuf:"bytes,1,rep,name=crls,proto3" json:"crls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationLists) Reset() {
+	*x = RevocationLists{}
+	mi := &file_assay_node_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationLists) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationLists) ProtoMessage() {}
+
+func (x *RevocationLists) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_node_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationLists.ProtoReflect.Descriptor instead.
+func (*RevocationLists) Descriptor() ([]byte, []int) {
+	return file_assay_node_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RevocationLists) GetCrls() [][]byte {
+	if x != nil {
+		return x.Crls
+	}
+	return nil
+}
+
 // Standing is a detail of PERMISSION_DENIED, beside the sentence in the status, where a node is
 // refused for its state and attesting again at once does not help: the agent asks again later.
 type Standing struct {
@@ -44,7 +188,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_assay_node_node_proto_msgTypes[0]
+	mi := &file_assay_node_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -56,7 +200,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[0]
+	mi := &file_assay_node_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -69,7 +213,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{0}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Standing) GetState() string {
@@ -103,7 +247,7 @@ type RequoteQuestion struct {
 
 func (x *RequoteQuestion) Reset() {
 	*x = RequoteQuestion{}
-	mi := &file_assay_node_node_proto_msgTypes[1]
+	mi := &file_assay_node_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -115,7 +259,7 @@ func (x *RequoteQuestion) String() string {
 func (*RequoteQuestion) ProtoMessage() {}
 
 func (x *RequoteQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[1]
+	mi := &file_assay_node_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -128,7 +272,7 @@ func (x *RequoteQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequoteQuestion.ProtoReflect.Descriptor instead.
 func (*RequoteQuestion) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{1}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RequoteQuestion) GetPayload() []byte {
@@ -148,7 +292,7 @@ type RequoteAnswer struct {
 
 func (x *RequoteAnswer) Reset() {
 	*x = RequoteAnswer{}
-	mi := &file_assay_node_node_proto_msgTypes[2]
+	mi := &file_assay_node_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +304,7 @@ func (x *RequoteAnswer) String() string {
 func (*RequoteAnswer) ProtoMessage() {}
 
 func (x *RequoteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[2]
+	mi := &file_assay_node_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +317,7 @@ func (x *RequoteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequoteAnswer.ProtoReflect.Descriptor instead.
 func (*RequoteAnswer) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{2}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RequoteAnswer) GetPayload() []byte {
@@ -196,7 +340,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[3]
+	mi := &file_assay_node_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +352,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[3]
+	mi := &file_assay_node_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +365,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{3}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchRequest) GetResume() []byte {
@@ -256,14 +400,16 @@ type WatchResponse struct {
 	// Names of foreign trust domains whose bundle the agent is to forget.
 	FederatedRemoved []string `protobuf:"bytes,7,rep,name=federated_removed,json=federatedRemoved,proto3" json:"federated_removed,omitempty"`
 	// Names the entries that the agent has with this response, for WatchRequest.resume; opaque.
-	State         []byte `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	State []byte `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	// Set when a list is new or changed, and always in the first response.
+	Revocations   *RevocationLists `protobuf:"bytes,9,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[4]
+	mi := &file_assay_node_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +421,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[4]
+	mi := &file_assay_node_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +434,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{4}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchResponse) GetFull() bool {
@@ -347,6 +493,13 @@ func (x *WatchResponse) GetState() []byte {
 	return nil
 }
 
+func (x *WatchResponse) GetRevocations() *RevocationLists {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 type SignX509SVIDRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	EntryId string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
@@ -361,7 +514,7 @@ type SignX509SVIDRequest struct {
 
 func (x *SignX509SVIDRequest) Reset() {
 	*x = SignX509SVIDRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[5]
+	mi := &file_assay_node_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +526,7 @@ func (x *SignX509SVIDRequest) String() string {
 func (*SignX509SVIDRequest) ProtoMessage() {}
 
 func (x *SignX509SVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[5]
+	mi := &file_assay_node_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +539,7 @@ func (x *SignX509SVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509SVIDRequest.ProtoReflect.Descriptor instead.
 func (*SignX509SVIDRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{5}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SignX509SVIDRequest) GetEntryId() string {
@@ -429,7 +582,7 @@ type SignX509SVIDResponse struct {
 
 func (x *SignX509SVIDResponse) Reset() {
 	*x = SignX509SVIDResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[6]
+	mi := &file_assay_node_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +594,7 @@ func (x *SignX509SVIDResponse) String() string {
 func (*SignX509SVIDResponse) ProtoMessage() {}
 
 func (x *SignX509SVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[6]
+	mi := &file_assay_node_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +607,7 @@ func (x *SignX509SVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignX509SVIDResponse.ProtoReflect.Descriptor instead.
 func (*SignX509SVIDResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{6}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SignX509SVIDResponse) GetSvid() *types.X509SVID {
@@ -485,7 +638,7 @@ type SignJWTSVIDRequest struct {
 
 func (x *SignJWTSVIDRequest) Reset() {
 	*x = SignJWTSVIDRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[7]
+	mi := &file_assay_node_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +650,7 @@ func (x *SignJWTSVIDRequest) String() string {
 func (*SignJWTSVIDRequest) ProtoMessage() {}
 
 func (x *SignJWTSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[7]
+	mi := &file_assay_node_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +663,7 @@ func (x *SignJWTSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignJWTSVIDRequest.ProtoReflect.Descriptor instead.
 func (*SignJWTSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{7}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SignJWTSVIDRequest) GetEntryId() string {
@@ -550,7 +703,7 @@ type SignJWTSVIDResponse struct {
 
 func (x *SignJWTSVIDResponse) Reset() {
 	*x = SignJWTSVIDResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[8]
+	mi := &file_assay_node_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +715,7 @@ func (x *SignJWTSVIDResponse) String() string {
 func (*SignJWTSVIDResponse) ProtoMessage() {}
 
 func (x *SignJWTSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[8]
+	mi := &file_assay_node_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +728,7 @@ func (x *SignJWTSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignJWTSVIDResponse.ProtoReflect.Descriptor instead.
 func (*SignJWTSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{8}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SignJWTSVIDResponse) GetSvid() *types.JWTSVID {
@@ -601,7 +754,7 @@ type SignWITSVIDRequest struct {
 
 func (x *SignWITSVIDRequest) Reset() {
 	*x = SignWITSVIDRequest{}
-	mi := &file_assay_node_node_proto_msgTypes[9]
+	mi := &file_assay_node_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +766,7 @@ func (x *SignWITSVIDRequest) String() string {
 func (*SignWITSVIDRequest) ProtoMessage() {}
 
 func (x *SignWITSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[9]
+	mi := &file_assay_node_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +779,7 @@ func (x *SignWITSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignWITSVIDRequest.ProtoReflect.Descriptor instead.
 func (*SignWITSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{9}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SignWITSVIDRequest) GetEntryId() string {
@@ -675,7 +828,7 @@ type SignWITSVIDResponse struct {
 
 func (x *SignWITSVIDResponse) Reset() {
 	*x = SignWITSVIDResponse{}
-	mi := &file_assay_node_node_proto_msgTypes[10]
+	mi := &file_assay_node_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +840,7 @@ func (x *SignWITSVIDResponse) String() string {
 func (*SignWITSVIDResponse) ProtoMessage() {}
 
 func (x *SignWITSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_node_node_proto_msgTypes[10]
+	mi := &file_assay_node_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +853,7 @@ func (x *SignWITSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignWITSVIDResponse.ProtoReflect.Descriptor instead.
 func (*SignWITSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_assay_node_node_proto_rawDescGZIP(), []int{10}
+	return file_assay_node_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SignWITSVIDResponse) GetSvid() *types.WITSVID {
@@ -721,7 +874,14 @@ var File_assay_node_node_proto protoreflect.FileDescriptor
 
 const file_assay_node_node_proto_rawDesc = "" +
 	"\n" +
-	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1dspire/api/types/jwtsvid.proto\x1a\x1dspire/api/types/witsvid.proto\x1a\x1espire/api/types/x509svid.proto\"[\n" +
+	"\x15assay/node/node.proto\x12\rassay.node.v1\x1a\x1dassay/evidence/evidence.proto\x1a\x1cspire/api/types/bundle.proto\x1a\x1bspire/api/types/entry.proto\x1a\x1dspire/api/types/jwtsvid.proto\x1a\x1dspire/api/types/witsvid.proto\x1a\x1espire/api/types/x509svid.proto\"_\n" +
+	"\x11RevokeSVIDRequest\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\x05R\x06reason\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\x14\n" +
+	"\x12RevokeSVIDResponse\"%\n" +
+	"\x0fRevocationLists\x12\x12\n" +
+	"\x04crls\x18\x01 \x03(\fR\x04crls\"[\n" +
 	"\bStanding\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
@@ -732,7 +892,7 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\apayload\x18\x01 \x01(\fR\apayload\"O\n" +
 	"\fWatchRequest\x12\x16\n" +
 	"\x06resume\x18\x01 \x01(\fR\x06resume\x12'\n" +
-	"\x0fbundle_sequence\x18\x02 \x01(\x04R\x0ebundleSequence\"\xb6\x02\n" +
+	"\x0fbundle_sequence\x18\x02 \x01(\x04R\x0ebundleSequence\"\xf8\x02\n" +
 	"\rWatchResponse\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x120\n" +
 	"\aentries\x18\x02 \x03(\v2\x16.spire.api.types.EntryR\aentries\x12\x18\n" +
@@ -741,7 +901,8 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\brevision\x18\x05 \x01(\x03R\brevision\x125\n" +
 	"\tfederated\x18\x06 \x03(\v2\x17.spire.api.types.BundleR\tfederated\x12+\n" +
 	"\x11federated_removed\x18\a \x03(\tR\x10federatedRemoved\x12\x14\n" +
-	"\x05state\x18\b \x01(\fR\x05state\"\x99\x01\n" +
+	"\x05state\x18\b \x01(\fR\x05state\x12@\n" +
+	"\vrevocations\x18\t \x01(\v2\x1e.assay.node.v1.RevocationListsR\vrevocations\"\x99\x01\n" +
 	"\x13SignX509SVIDRequest\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12%\n" +
 	"\x0eentry_revision\x18\x02 \x01(\x03R\rentryRevision\x12\x10\n" +
@@ -768,13 +929,15 @@ const file_assay_node_node_proto_rawDesc = "" +
 	"\x13SignWITSVIDResponse\x12,\n" +
 	"\x04svid\x18\x01 \x01(\v2\x18.spire.api.types.WITSVIDR\x04svid\x12\x1f\n" +
 	"\vper_process\x18\x02 \x01(\bR\n" +
-	"perProcess2\xa0\x03\n" +
+	"perProcess2\xf3\x03\n" +
 	"\x04Node\x12F\n" +
 	"\x05Watch\x12\x1b.assay.node.v1.WatchRequest\x1a\x1c.assay.node.v1.WatchResponse(\x010\x01\x12W\n" +
 	"\fSignX509SVID\x12\".assay.node.v1.SignX509SVIDRequest\x1a#.assay.node.v1.SignX509SVIDResponse\x12T\n" +
 	"\vSignJWTSVID\x12!.assay.node.v1.SignJWTSVIDRequest\x1a\".assay.node.v1.SignJWTSVIDResponse\x12T\n" +
 	"\vSignWITSVID\x12!.assay.node.v1.SignWITSVIDRequest\x1a\".assay.node.v1.SignWITSVIDResponse\x12K\n" +
-	"\aRequote\x12\x1c.assay.node.v1.RequoteAnswer\x1a\x1e.assay.node.v1.RequoteQuestion(\x010\x01B&Z$github.com/assay-id/assay/proto/nodeb\x06proto3"
+	"\aRequote\x12\x1c.assay.node.v1.RequoteAnswer\x1a\x1e.assay.node.v1.RequoteQuestion(\x010\x01\x12Q\n" +
+	"\n" +
+	"RevokeSVID\x12 .assay.node.v1.RevokeSVIDRequest\x1a!.assay.node.v1.RevokeSVIDResponseB&Z$github.com/assay-id/assay/proto/nodeb\x06proto3"
 
 var (
 	file_assay_node_node_proto_rawDescOnce sync.Once
@@ -788,51 +951,57 @@ func file_assay_node_node_proto_rawDescGZIP() []byte {
 	return file_assay_node_node_proto_rawDescData
 }
 
-var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_assay_node_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_assay_node_node_proto_goTypes = []any{
-	(*Standing)(nil),             // 0: assay.node.v1.Standing
-	(*RequoteQuestion)(nil),      // 1: assay.node.v1.RequoteQuestion
-	(*RequoteAnswer)(nil),        // 2: assay.node.v1.RequoteAnswer
-	(*WatchRequest)(nil),         // 3: assay.node.v1.WatchRequest
-	(*WatchResponse)(nil),        // 4: assay.node.v1.WatchResponse
-	(*SignX509SVIDRequest)(nil),  // 5: assay.node.v1.SignX509SVIDRequest
-	(*SignX509SVIDResponse)(nil), // 6: assay.node.v1.SignX509SVIDResponse
-	(*SignJWTSVIDRequest)(nil),   // 7: assay.node.v1.SignJWTSVIDRequest
-	(*SignJWTSVIDResponse)(nil),  // 8: assay.node.v1.SignJWTSVIDResponse
-	(*SignWITSVIDRequest)(nil),   // 9: assay.node.v1.SignWITSVIDRequest
-	(*SignWITSVIDResponse)(nil),  // 10: assay.node.v1.SignWITSVIDResponse
-	(*types.Entry)(nil),          // 11: spire.api.types.Entry
-	(*types.Bundle)(nil),         // 12: spire.api.types.Bundle
-	(*evidence.Facts)(nil),       // 13: assay.evidence.v1.Facts
-	(*types.X509SVID)(nil),       // 14: spire.api.types.X509SVID
-	(*types.JWTSVID)(nil),        // 15: spire.api.types.JWTSVID
-	(*types.WITSVID)(nil),        // 16: spire.api.types.WITSVID
+	(*RevokeSVIDRequest)(nil),    // 0: assay.node.v1.RevokeSVIDRequest
+	(*RevokeSVIDResponse)(nil),   // 1: assay.node.v1.RevokeSVIDResponse
+	(*RevocationLists)(nil),      // 2: assay.node.v1.RevocationLists
+	(*Standing)(nil),             // 3: assay.node.v1.Standing
+	(*RequoteQuestion)(nil),      // 4: assay.node.v1.RequoteQuestion
+	(*RequoteAnswer)(nil),        // 5: assay.node.v1.RequoteAnswer
+	(*WatchRequest)(nil),         // 6: assay.node.v1.WatchRequest
+	(*WatchResponse)(nil),        // 7: assay.node.v1.WatchResponse
+	(*SignX509SVIDRequest)(nil),  // 8: assay.node.v1.SignX509SVIDRequest
+	(*SignX509SVIDResponse)(nil), // 9: assay.node.v1.SignX509SVIDResponse
+	(*SignJWTSVIDRequest)(nil),   // 10: assay.node.v1.SignJWTSVIDRequest
+	(*SignJWTSVIDResponse)(nil),  // 11: assay.node.v1.SignJWTSVIDResponse
+	(*SignWITSVIDRequest)(nil),   // 12: assay.node.v1.SignWITSVIDRequest
+	(*SignWITSVIDResponse)(nil),  // 13: assay.node.v1.SignWITSVIDResponse
+	(*types.Entry)(nil),          // 14: spire.api.types.Entry
+	(*types.Bundle)(nil),         // 15: spire.api.types.Bundle
+	(*evidence.Facts)(nil),       // 16: assay.evidence.v1.Facts
+	(*types.X509SVID)(nil),       // 17: spire.api.types.X509SVID
+	(*types.JWTSVID)(nil),        // 18: spire.api.types.JWTSVID
+	(*types.WITSVID)(nil),        // 19: spire.api.types.WITSVID
 }
 var file_assay_node_node_proto_depIdxs = []int32{
-	11, // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
-	12, // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
-	12, // 2: assay.node.v1.WatchResponse.federated:type_name -> spire.api.types.Bundle
-	13, // 3: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
-	14, // 4: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
-	13, // 5: assay.node.v1.SignJWTSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
-	15, // 6: assay.node.v1.SignJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
-	13, // 7: assay.node.v1.SignWITSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
-	16, // 8: assay.node.v1.SignWITSVIDResponse.svid:type_name -> spire.api.types.WITSVID
-	3,  // 9: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
-	5,  // 10: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
-	7,  // 11: assay.node.v1.Node.SignJWTSVID:input_type -> assay.node.v1.SignJWTSVIDRequest
-	9,  // 12: assay.node.v1.Node.SignWITSVID:input_type -> assay.node.v1.SignWITSVIDRequest
-	2,  // 13: assay.node.v1.Node.Requote:input_type -> assay.node.v1.RequoteAnswer
-	4,  // 14: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
-	6,  // 15: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
-	8,  // 16: assay.node.v1.Node.SignJWTSVID:output_type -> assay.node.v1.SignJWTSVIDResponse
-	10, // 17: assay.node.v1.Node.SignWITSVID:output_type -> assay.node.v1.SignWITSVIDResponse
-	1,  // 18: assay.node.v1.Node.Requote:output_type -> assay.node.v1.RequoteQuestion
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 0: assay.node.v1.WatchResponse.entries:type_name -> spire.api.types.Entry
+	15, // 1: assay.node.v1.WatchResponse.bundle:type_name -> spire.api.types.Bundle
+	15, // 2: assay.node.v1.WatchResponse.federated:type_name -> spire.api.types.Bundle
+	2,  // 3: assay.node.v1.WatchResponse.revocations:type_name -> assay.node.v1.RevocationLists
+	16, // 4: assay.node.v1.SignX509SVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	17, // 5: assay.node.v1.SignX509SVIDResponse.svid:type_name -> spire.api.types.X509SVID
+	16, // 6: assay.node.v1.SignJWTSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	18, // 7: assay.node.v1.SignJWTSVIDResponse.svid:type_name -> spire.api.types.JWTSVID
+	16, // 8: assay.node.v1.SignWITSVIDRequest.facts:type_name -> assay.evidence.v1.Facts
+	19, // 9: assay.node.v1.SignWITSVIDResponse.svid:type_name -> spire.api.types.WITSVID
+	6,  // 10: assay.node.v1.Node.Watch:input_type -> assay.node.v1.WatchRequest
+	8,  // 11: assay.node.v1.Node.SignX509SVID:input_type -> assay.node.v1.SignX509SVIDRequest
+	10, // 12: assay.node.v1.Node.SignJWTSVID:input_type -> assay.node.v1.SignJWTSVIDRequest
+	12, // 13: assay.node.v1.Node.SignWITSVID:input_type -> assay.node.v1.SignWITSVIDRequest
+	5,  // 14: assay.node.v1.Node.Requote:input_type -> assay.node.v1.RequoteAnswer
+	0,  // 15: assay.node.v1.Node.RevokeSVID:input_type -> assay.node.v1.RevokeSVIDRequest
+	7,  // 16: assay.node.v1.Node.Watch:output_type -> assay.node.v1.WatchResponse
+	9,  // 17: assay.node.v1.Node.SignX509SVID:output_type -> assay.node.v1.SignX509SVIDResponse
+	11, // 18: assay.node.v1.Node.SignJWTSVID:output_type -> assay.node.v1.SignJWTSVIDResponse
+	13, // 19: assay.node.v1.Node.SignWITSVID:output_type -> assay.node.v1.SignWITSVIDResponse
+	4,  // 20: assay.node.v1.Node.Requote:output_type -> assay.node.v1.RequoteQuestion
+	1,  // 21: assay.node.v1.Node.RevokeSVID:output_type -> assay.node.v1.RevokeSVIDResponse
+	16, // [16:22] is the sub-list for method output_type
+	10, // [10:16] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_assay_node_node_proto_init() }
@@ -846,7 +1015,7 @@ func file_assay_node_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_node_node_proto_rawDesc), len(file_assay_node_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

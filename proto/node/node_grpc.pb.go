@@ -29,6 +29,7 @@ const (
 	Node_SignJWTSVID_FullMethodName  = "/assay.node.v1.Node/SignJWTSVID"
 	Node_SignWITSVID_FullMethodName  = "/assay.node.v1.Node/SignWITSVID"
 	Node_Requote_FullMethodName      = "/assay.node.v1.Node/Requote"
+	Node_RevokeSVID_FullMethodName   = "/assay.node.v1.Node/RevokeSVID"
 )
 
 // NodeClient is the client API for Node service.
@@ -59,6 +60,10 @@ type NodeClient interface {
 	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
 	// ABORTED: attest again, in full.
 	Requote(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestion], error)
+	// RevokeSVID takes back an X.509-SVID that was signed for the calling agent, such as that of a process that was
+	// tampered with. It answers when the revocation is recorded; the agent's feed brings the list that has it.
+	// PERMISSION_DENIED: none that was signed for this agent. RESOURCE_EXHAUSTED: the agent has revoked too many.
+	RevokeSVID(ctx context.Context, in *RevokeSVIDRequest, opts ...grpc.CallOption) (*RevokeSVIDResponse, error)
 }
 
 type nodeClient struct {
@@ -125,6 +130,16 @@ func (c *nodeClient) Requote(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_RequoteClient = grpc.BidiStreamingClient[RequoteAnswer, RequoteQuestion]
 
+func (c *nodeClient) RevokeSVID(ctx context.Context, in *RevokeSVIDRequest, opts ...grpc.CallOption) (*RevokeSVIDResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeSVIDResponse)
+	err := c.cc.Invoke(ctx, Node_RevokeSVID_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -153,6 +168,10 @@ type NodeServer interface {
 	// question within 30 s. PERMISSION_DENIED: the node is refused from now on (see Standing).
 	// ABORTED: attest again, in full.
 	Requote(grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]) error
+	// RevokeSVID takes back an X.509-SVID that was signed for the calling agent, such as that of a process that was
+	// tampered with. It answers when the revocation is recorded; the agent's feed brings the list that has it.
+	// PERMISSION_DENIED: none that was signed for this agent. RESOURCE_EXHAUSTED: the agent has revoked too many.
+	RevokeSVID(context.Context, *RevokeSVIDRequest) (*RevokeSVIDResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -177,6 +196,9 @@ func (UnimplementedNodeServer) SignWITSVID(context.Context, *SignWITSVIDRequest)
 }
 func (UnimplementedNodeServer) Requote(grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]) error {
 	return status.Error(codes.Unimplemented, "method Requote not implemented")
+}
+func (UnimplementedNodeServer) RevokeSVID(context.Context, *RevokeSVIDRequest) (*RevokeSVIDResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeSVID not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -267,6 +289,24 @@ func _Node_Requote_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Node_RequoteServer = grpc.BidiStreamingServer[RequoteAnswer, RequoteQuestion]
 
+func _Node_RevokeSVID_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeSVIDRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).RevokeSVID(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_RevokeSVID_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).RevokeSVID(ctx, req.(*RevokeSVIDRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -285,6 +325,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignWITSVID",
 			Handler:    _Node_SignWITSVID_Handler,
+		},
+		{
+			MethodName: "RevokeSVID",
+			Handler:    _Node_RevokeSVID_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
