@@ -29,6 +29,9 @@ type Shape struct {
 	TrustDomain spiffeid.TrustDomain
 	// Subject of authorities, and of SVIDs.
 	Subject, SVIDSubject pkix.Name
+	// CRLs is where everybody reads revocation lists, a URL that is followed by "/", the authority's subject key id in
+	// hex and ".crl"; SVIDs name it (RFC 5280 §4.2.1.13). Empty: they do not.
+	CRLs string
 }
 
 // Authority signs certificates.

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -72,6 +73,10 @@ func (a *Authority) template(s *Shape, req Request, now time.Time) (*x509.Certif
 	if len(req.DNSNames) > 0 {
 		subject.CommonName = req.DNSNames[0]
 	}
+	var lists []string
+	if s.CRLs != "" {
+		lists = []string{s.CRLs + "/" + hex.EncodeToString(a.Chain[0].SubjectKeyId) + ".crl"}
+	}
 	return &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      subject,
@@ -83,6 +88,7 @@ func (a *Authority) template(s *Shape, req Request, now time.Time) (*x509.Certif
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		SubjectKeyId:          ski,
 		AuthorityKeyId:        a.Chain[0].SubjectKeyId,
+		CRLDistributionPoints: lists,
 	}, nil
 }
 
