@@ -28,6 +28,9 @@ const (
 	ringsProgram   = "find_rings"
 )
 
+// walkers answer questions later; the agent that asks may not be allowed to load them.
+var walkers = []string{lookProgram, holdersProgram, ringsProgram}
+
 // door is a set of programs that together tell who connects, and hold a tier.
 type door struct {
 	tier     selectors.Tier

@@ -12,14 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkHost finds what would make every load fail, and says what to do about it.
+// checkHost finds what would make every load and take-over fail, and says what to do about it.
 func checkHost(pinDir string) error {
-	if missing, err := missingCapabilities(); err != nil {
-		return fmt.Errorf("reading the agent's capabilities: %w", err)
+	if missing, err := missingCapabilities(toAnswer); err != nil {
+		return err
 	} else if len(missing) > 0 {
-		list := strings.Join(missing, ", ")
-		return &problem{kind: ErrPrivilege, sentence: "the sensor needs " + list +
-			": start the agent as root, or give its service these capabilities (systemd: AmbientCapabilities=" + strings.Join(missing, " ") + ")"}
+		return &problem{kind: ErrPrivilege, sentence: "the sensor needs " + strings.Join(missing, ", ") + " to find the paths of cgroups: " + giveThem(missing)}
 	}
 	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
 		return &problem{kind: ErrNoBTF, cause: err, sentence: "this kernel has no type information in /sys/kernel/btf/vmlinux: " +
@@ -28,31 +26,48 @@ func checkHost(pinDir string) error {
 	return checkPinDir(pinDir)
 }
 
-func missingCapabilities() ([]string, error) {
+// checkMayLoad finds what keeps this process from putting programs into the kernel.
+func checkMayLoad() error {
+	missing, err := missingCapabilities(toLoad)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	return &problem{kind: ErrPrivilege, sentence: "the sensor is not in the kernel, and to put it there needs " + strings.Join(missing, ", ") +
+		": run `assay-agent load --owner USER` as root before the agent (assay-sensor.service), or " + giveThem(missing)}
+}
+
+func giveThem(missing []string) string {
+	return "start the agent as root, or give its service these capabilities (systemd: AmbientCapabilities=" + strings.Join(missing, " ") + ")"
+}
+
+// capability is one that the sensor needs.
+type capability struct {
+	bit     uint
+	name    string
+	implied bool // by CAP_SYS_ADMIN
+}
+
+// What it takes to put the sensor into the kernel, and to use one that is there.
+var (
+	toLoad   = []capability{{unix.CAP_BPF, "CAP_BPF", true}, {unix.CAP_PERFMON, "CAP_PERFMON", true}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", true}}
+	toAnswer = []capability{{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", false}} // open_by_handle_at(2)
+)
+
+func missingCapabilities(needed []capability) ([]string, error) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&head, &data[0]); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the agent's capabilities: %w", err)
 	}
 	effective := uint64(data[1].Effective)<<32 | uint64(data[0].Effective)
-	return lacking(effective), nil
+	return lacking(effective, needed), nil
 }
 
-// lacking names the capabilities that the set does not cover. CAP_SYS_ADMIN implies all of
-// them but the right to open files by handle.
-func lacking(effective uint64) []string {
+// lacking names the capabilities that the set does not cover.
+func lacking(effective uint64, needed []capability) []string {
 	has := func(c uint) bool { return effective&(1<<c) != 0 }
 	var out []string
-	for _, c := range []struct {
-		bit     uint
-		name    string
-		implied bool
-	}{
-		{unix.CAP_BPF, "CAP_BPF", true},
-		{unix.CAP_PERFMON, "CAP_PERFMON", true},
-		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", true},
-		{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", false},
-	} {
+	for _, c := range needed {
 		if !has(c.bit) && !(c.implied && has(unix.CAP_SYS_ADMIN)) {
 			out = append(out, c.name)
 		}

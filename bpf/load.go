@@ -115,6 +115,11 @@ func (s *Sensor) load(c Config) (err error) {
 		return fmt.Errorf("reading the built-in sensor: %w", err)
 	}
 	s.kernel = hooks.New(spec, s.dir, s.cgroup.Mount)
+	if pinned, err := hooks.Pinned(s.dir); !pinned && (err == nil || errors.Is(err, os.ErrNotExist)) {
+		if err := checkMayLoad(); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("making the pin directory: %w", err)
 	}
@@ -131,6 +136,9 @@ func (s *Sensor) load(c Config) (err error) {
 				return err
 			}
 			return s.defend()
+		}
+		if errMay := checkMayLoad(); errMay != nil {
+			return errors.Join(errMay, fmt.Errorf("the sensor that is pinned can not be taken over: %s: %w", why, err))
 		}
 		s.log.Warn("kernel sensor starts anew, lineage before this moment is seeded", "because", why, "pins", s.dir, "error", err)
 	}
@@ -164,6 +172,10 @@ func (s *Sensor) noLSM(what string, programs []string, orElse string) error {
 		"this kernel can not %s (%s): boot a kernel that allows BPF LSM programs, with \"bpf\" in its lsm= parameter, or %s",
 		what, cmp.Or(s.kernel.Refusal(programs...), s.kernel.Refusal(doors[0].programs...)), orElse)}
 }
+
+// GiveTo makes a user and group the owner of everything that is pinned: an agent of that user takes the
+// sensor over, without a capability to load programs.
+func (s *Sensor) GiveTo(uid, gid int) error { return hooks.GiveTo(s.dir, uid, gid) }
 
 // lockDir keeps other agents away from the pins while the file is open.
 func lockDir(dir string) (*os.File, error) {
@@ -204,6 +216,11 @@ func (s *Sensor) startAnew() error {
 		return err
 	}
 	s.attachFeatures()
+	for _, program := range walkers {
+		if err := s.kernel.KeepWalker(program); err != nil {
+			s.log.Warn("who holds a connection, or how a process is now, will not be found out", "because", err)
+		}
+	}
 	if err := s.noteWatched(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,7 +56,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestLoadSaysWhatToDo(t *testing.T) {
-	if missing, err := missingCapabilities(); err != nil || len(missing) > 0 {
+	if missing, err := missingCapabilities(slices.Concat(toLoad, toAnswer)); err != nil || len(missing) > 0 {
 		needKernel(t, ErrPrivilege)
 	}
 	_, err := Load(Config{PinDir: t.TempDir(), Logger: testLogger(t)})

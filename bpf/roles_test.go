@@ -55,6 +55,8 @@ func playRole(role string) {
 		wait()
 	case "load":
 		playLoad()
+	case "take-over":
+		playTakeOver()
 	case "bomb":
 		playBomb()
 	case "protected":

@@ -69,6 +69,11 @@ func (s *Sensor) takeOverHooks() error {
 			return err
 		}
 	}
+	for _, program := range walkers {
+		if err := s.kernel.OpenWalker(program); err != nil {
+			return err
+		}
+	}
 	s.noteTheRest("refused when the sensor was first attached")
 	return nil
 }

@@ -39,7 +39,7 @@ type Hook struct {
 // Object is an object file in the kernel. Programs go by their names in the C code; those that
 // are of use only together are a set. Methods that change it must not overlap with others.
 type Object struct {
-	// Maps and Links are what is there, by the names of maps and programs; to be read.
+	// Maps and Links are what is there, by the names of maps and programs; to be read. Walkers that are kept are among the links.
 	Maps  map[string]*ebpf.Map
 	Links map[string]link.Link
 
@@ -135,16 +135,14 @@ func (o *Object) Detach(set ...string) error {
 
 // Iterate runs a program that walks, once over everything.
 func (o *Object) Iterate(program string) error {
-	p, err := o.Load(program)
-	if err != nil {
-		return refuse(err)
+	it, kept := o.Links[program].(*link.Iter)
+	if !kept {
+		var err error
+		if it, err = o.walker(program); err != nil {
+			return refuse(err)
+		}
+		defer it.Close()
 	}
-	defer p.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: p})
-	if err != nil {
-		return refuse(err)
-	}
-	defer it.Close()
 	r, err := it.Open()
 	if err != nil {
 		return refuse(err)
@@ -153,6 +151,29 @@ func (o *Object) Iterate(program string) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return refuse(err)
 	}
+	return nil
+}
+
+// walker loads a program that walks.
+func (o *Object) walker(program string) (*link.Iter, error) {
+	p, err := o.Load(program)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	return link.AttachIter(link.IterOptions{Program: p})
+}
+
+// KeepWalker pins a program that walks, for a process that may load none.
+func (o *Object) KeepWalker(program string) error {
+	it, err := o.walker(program)
+	if err != nil {
+		return refuse(err)
+	}
+	if err := it.Pin(linkPin(o.dir, program)); err != nil {
+		return errors.Join(err, it.Close())
+	}
+	o.Links[program] = it
 	return nil
 }
 

@@ -72,6 +72,35 @@ func (o *Object) OpenMaps() error {
 	return nil
 }
 
+// OpenWalker opens a program that walks, if an earlier process kept it.
+func (o *Object) OpenWalker(program string) error {
+	l, err := link.LoadPinnedLink(linkPin(o.dir, program), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		o.Links[program] = l
+	}
+	return err
+}
+
+// GiveTo makes a user and group the owner of the folder and of all that is pinned there, nobody else may use it.
+func GiveTo(dir string, uid, gid int) error {
+	pins, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("listing the pins: %w", err)
+	}
+	for _, pin := range pins {
+		if err := os.Chown(filepath.Join(dir, pin.Name()), uid, gid); err != nil {
+			return fmt.Errorf("giving a pin away: %w", err)
+		}
+	}
+	if err := os.Chown(dir, uid, gid); err != nil {
+		return fmt.Errorf("giving the pin directory away: %w", err)
+	}
+	return nil
+}
+
 // Open opens a set that an earlier process attached, all of it or nothing.
 func (o *Object) Open(set ...string) error {
 	for i, program := range set {
