@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -37,27 +36,48 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 	ctx, leave := s.whileAdmitted(stream.Context())
 	defer leave()
 	agent := gate.CallerOf(ctx).ID
-	defer s.cfg.Streams.acknowledged(agent, first.BundleSequence, stream)()
-	deltas := s.deltas(ctx, agent, first.Resume)
+	uses := s.cfg.Streams.follow(agent, first.BundleSequence, stream)
+	defer uses.leave()
+	feed := s.cfg.Entries.Subscribe(agent, func() selectors.Set { return s.nodeSelectors(agent) })
+	defer feed.Close()
+	feed.Resume(first.Resume)
 	known := &foreignBundles{s: s.Server, agent: agent, sent: map[spiffeid.TrustDomain]*federation.Bundle{}}
 	var bundleChanged, foreignChanged <-chan struct{} // nil until the first, full message
-	var revision int64
+	addBundle := func(msg *nodev1.WatchResponse) error {
+		b, err := s.bundle()
+		if err != nil {
+			return wire.Error(err)
+		}
+		b.add(msg)
+		bundleChanged = b.changed
+		uses.told(b.sequence)
+		return nil
+	}
 	for {
-		msg := &nodev1.WatchResponse{Revision: revision}
+		msg := &nodev1.WatchResponse{}
 		select {
 		case <-ctx.Done():
 			return endOf(ctx)
-		case d := <-deltas:
-			if d.err != nil {
-				return watchError(d.err)
+		case <-feed.Changed():
+			d, err := feed.Take()
+			if err != nil {
+				return watchError(err)
 			}
-			msg, revision = wire.Delta(d.Delta), d.Revision
-			if bundleChanged == nil {
-				msg.Bundle, bundleChanged = s.bundle()
+			first := bundleChanged == nil
+			if d.Empty() && !first {
+				continue
+			}
+			msg = wire.Delta(d)
+			if first {
+				if err := addBundle(msg); err != nil {
+					return err
+				}
 			}
 			foreignChanged = known.update(msg)
 		case <-bundleChanged:
-			msg.Bundle, bundleChanged = s.bundle()
+			if err := addBundle(msg); err != nil {
+				return err
+			}
 		case <-foreignChanged:
 			foreignChanged = known.update(msg)
 			if len(msg.Federated)+len(msg.FederatedRemoved) == 0 {
@@ -75,29 +95,17 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 func (s *nodeService) whileAdmitted(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := gate.CallerOf(ctx)
-	changed, leave := s.cfg.Streams.enter(c.ID)
-	go func() {
-		defer leave()
-		expired := time.NewTimer(c.Cert.NotAfter.Sub(s.cfg.Now()))
-		defer expired.Stop()
-		for {
-			// First of all: it may have changed before we listened.
-			if err := s.stillAdmitted(ctx, c); err != nil {
-				cancel(err)
-				return
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-changed:
-			case <-expired.C:
-			case <-s.cfg.Streams.stopped:
-				cancel(status.Error(codes.Unavailable, "the server is stopping; call again"))
-				return
-			}
+	check := func() {
+		if err := s.stillAdmitted(ctx, c); err != nil {
+			cancel(err)
 		}
-	}()
-	return ctx, func() { cancel(nil) }
+	}
+	leave := s.cfg.Streams.enter(c.ID, &openStream{check, func() {
+		cancel(status.Error(codes.Unavailable, "the server is stopping; call again"))
+	}})
+	expires := time.AfterFunc(c.Cert.NotAfter.Sub(s.cfg.Now()), check)
+	check() // it may have changed before we listened
+	return ctx, func() { expires.Stop(); leave(); cancel(nil) }
 }
 
 // endOf is the answer to a stream whose context of whileAdmitted has ended.
@@ -106,11 +114,6 @@ func endOf(ctx context.Context) error {
 		return cause
 	}
 	return status.FromContextError(ctx.Err()).Err()
-}
-
-func (s *nodeService) bundle() (*types.Bundle, <-chan struct{}) {
-	b, changed := s.cfg.Signer.Bundle()
-	return wire.Bundle(s.cfg.TrustDomain, b, nil), changed
 }
 
 // stillAdmitted ends a watch. An agent that has a newer SVID is asked to call again with it;
@@ -129,31 +132,4 @@ func watchError(err error) error {
 		return status.Error(codes.Aborted, "the server lost track of the entries; call again")
 	}
 	return wire.Error(err)
-}
-
-type deltaOrError struct {
-	entries.Delta
-	err error
-}
-
-// deltas reads the agent's feed until the context ends.
-func (s *nodeService) deltas(ctx context.Context, agent spiffeid.ID, resume []byte) <-chan deltaOrError {
-	feed := s.cfg.Entries.Subscribe(agent, func() selectors.Set { return s.nodeSelectors(agent) })
-	feed.Resume(resume)
-	out := make(chan deltaOrError)
-	go func() {
-		defer feed.Close()
-		for {
-			d, err := feed.Next(ctx)
-			select {
-			case out <- deltaOrError{d, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return out
 }

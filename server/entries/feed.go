@@ -4,7 +4,6 @@ package entries
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"math"
 	"slices"
@@ -75,31 +74,27 @@ func (r *Registry) NodeChanged(agent spiffeid.ID) {
 }
 
 // Resume says that the reader still has what the Delta of this State brought it to. If that is the
-// state of things, the first Delta is empty and not full. Call it before Next.
+// state of things, the first Delta is empty and not full. Call it before the first Take.
 func (f *Feed) Resume(state []byte) { f.resume = state }
 
-// Next waits for a change and returns it; the first Delta comes at once.
-func (f *Feed) Next(ctx context.Context) (Delta, error) {
-	for {
-		select {
+// Changed tells when to Take: at once for the first Delta, then when there may be another.
+func (f *Feed) Changed() <-chan struct{} { return f.dirty }
+
+// Take returns what has changed since the Delta before, which may be nothing. ErrClosed.
+func (f *Feed) Take() (Delta, error) {
+	select {
+	case <-f.r.done:
+		return Delta{}, ErrClosed
+	default:
+	}
+	if f.at != unsent { // only this goroutine changes it
+		time.Sleep(coalesce)
+		select { // what came meanwhile is in the state that diff reads
 		case <-f.dirty:
-		case <-f.r.done:
-			return Delta{}, ErrClosed
-		case <-ctx.Done():
-			return Delta{}, ctx.Err()
-		}
-		first := f.at == unsent // only this goroutine changes it
-		if !first {
-			time.Sleep(coalesce)
-			select { // what came meanwhile is in the state that diff reads
-			case <-f.dirty:
-			default:
-			}
-		}
-		if d := f.diff(); first || !d.Empty() {
-			return d, nil
+		default:
 		}
 	}
+	return f.diff(), nil
 }
 
 // Close ends the feed.

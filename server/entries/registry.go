@@ -7,7 +7,7 @@
 // Keys in the store:
 //
 //	e/<UUIDv7>          one entry (replica.Encode); keys ascend, so their order is the creation order
-//	i/<id>              the e/ key of an entry whose id its caller chose
+//	id/<id>             the e/ key of an entry whose id its caller chose
 //	g/<hash of parent>  guard of a parent: written with every create, update and delete below
 //	                    it, and compared with the replica's revision. So what the replica says
 //	                    about a parent's entries is exact whenever a write succeeds, whichever
@@ -34,7 +34,7 @@ import (
 
 const (
 	entryPrefix = "e/"
-	idPrefix    = "i/"
+	idPrefix    = "id/"
 	guardPrefix = "g/"
 )
 
@@ -100,10 +100,15 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	return r, nil
 }
 
-// Close stops following the store.
+// Close stops following the store and ends the feeds.
 func (r *Registry) Close() {
 	r.cancel()
 	<-r.done
+	r.feeds.mu.Lock()
+	defer r.feeds.mu.Unlock()
+	for f := range r.feeds.all {
+		f.wake()
+	}
 }
 
 // rebuild brings the replica to the store's present content after changes were missed. Only
