@@ -27,6 +27,7 @@ import (
 	"github.com/assay-id/assay/agent/caller"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/agent/sds"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/agent/workloadapi"
@@ -140,6 +141,10 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
 	desk := delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Denials: a.denials, Logger: a.log, Now: time.Now})
 	workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(faces)
+	if c := a.conf.SDS; !c.Disable {
+		sds.New(sds.Config{Desk: desk, DefaultSVIDName: c.DefaultSVIDName, DefaultBundleName: c.DefaultBundleName, DefaultAllBundlesName: c.DefaultAllBundlesName,
+			DisableSPIFFECertValidation: c.DisableSPIFFECertValidation, Logger: a.log}).Register(faces)
+	}
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
 

@@ -60,6 +60,9 @@ type Config struct {
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 
+	// SDS is Envoy's Secret Discovery Service on the Workload API's socket; on by default.
+	SDS *SDSConfig `hcl:"sds,block"`
+
 	// Exactly one of these says how the node proves which one it is.
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
@@ -107,6 +110,17 @@ type DevIDConfig struct {
 	EndorsementPassword string `hcl:"endorsement_hierarchy_password,optional"`
 }
 
+// SDSConfig is the block `sds`; its names and defaults are SPIRE's.
+type SDSConfig struct {
+	Disable bool `hcl:"disable,optional"`
+	// DefaultSVIDName ("default"), DefaultBundleName ("ROOTCA") and DefaultAllBundlesName ("ALL") are the names of secrets.
+	DefaultSVIDName       string `hcl:"default_svid_name,optional"`
+	DefaultBundleName     string `hcl:"default_bundle_name,optional"`
+	DefaultAllBundlesName string `hcl:"default_all_bundles_name,optional"`
+	// DisableSPIFFECertValidation gives Envoys plain authorities instead of the SPIFFE certificate validator.
+	DisableSPIFFECertValidation bool `hcl:"disable_spiffe_cert_validation,optional"`
+}
+
 const defaultPinDir = "/sys/fs/bpf/assay"
 
 // prepared is a Config with its defaults and its texts understood.
@@ -136,6 +150,9 @@ func (c Config) prepare() (*prepared, error) {
 	fallback(&c.PinDir, defaultPinDir)
 	fallback(&c.MinimumTier, "t2")
 	fallback(&c.LogLevel, "info")
+	if c.SDS == nil {
+		c.SDS = &SDSConfig{}
+	}
 	p := &prepared{Config: c}
 	for name, path := range map[string]string{"data_dir": c.DataDir, "socket_path": c.SocketPath, "admin_socket_path": c.AdminSocketPath, "pin_dir": c.PinDir} {
 		if !filepath.IsAbs(path) {

@@ -15,7 +15,8 @@ import (
 type Stream[M any] struct {
 	// Offer returns what there is to tell now, and the SVIDs in it. An error ends the stream.
 	Offer func(context.Context) (M, []*svids.SVID, error)
-	// Same reports whether the workload, who was told a, need not be told b.
+	// Same reports whether the workload, who was told a, need not be told b. Before the first message a is the
+	// zero M.
 	Same func(a, b M) bool
 	// Send sends one message.
 	Send func(M) error
@@ -30,18 +31,18 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 	sub := s.desk.cfg.SVIDs.Subscribe(s.Selectors())
 	defer sub.Close()
 	var last M
-	for told := false; ; {
+	for {
 		changed := s.Changed() // before the check that it follows
 		bundles := sub.Version()
 		next, list, err := st.Offer(ctx)
 		if err != nil {
 			return err
 		}
-		if !told || !st.Same(last, next) {
+		if !st.Same(last, next) {
 			if err := s.Hand(ctx, list, func() error { return st.Send(next) }); err != nil {
 				return err
 			}
-			last, told = next, true
+			last = next
 		}
 		sub.Has(bundles)
 		select {

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/deliverytest"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
@@ -31,8 +32,8 @@ import (
 // ready serves one entry.
 func ready(t *testing.T) *fixture {
 	f := serve(t)
-	f.bundle(t, 1)
-	f.manager.Entries(true, []*selectors.Entry{entry("a", 0, "uid:1")}, nil, 1)
+	f.Bundle(t, 1)
+	f.Manager.Entries(true, []*selectors.Entry{deliverytest.Entry("a", 0, "uid:1")}, nil, 1)
 	return f
 }
 
@@ -76,28 +77,24 @@ func TestFetchJWTSVID(t *testing.T) {
 		_, err := fetch(c.audience, c.id)
 		is(t, what, err, c.want)
 	}
-	f.mu.Lock()
-	if n := len(f.recorded); n != 2 || f.recorded[0].Kind != "jwt" || fmt.Sprint(f.recorded[0].Audience) != "[db cache]" || f.recorded[0].Serial != f.recorded[1].Serial || len(f.recorded[0].Serial) != 64 {
-		t.Errorf("recorded %+v", f.recorded)
+	if n := len(f.Recorded()); n != 2 || f.Recorded()[0].Kind != "jwt" || fmt.Sprint(f.Recorded()[0].Audience) != "[db cache]" || f.Recorded()[0].Serial != f.Recorded()[1].Serial || len(f.Recorded()[0].Serial) != 64 {
+		t.Errorf("recorded %+v", f.Recorded())
 	}
-	f.mu.Unlock()
 
-	f.signer.fails(errors.New("connection refused"))
+	f.Signer.Fails(errors.New("connection refused"))
 	_, err = fetch([]string{"new"}, "")
 	is(t, "the server is away", err, codes.Unavailable)
-	f.signer.fails(refusal{})
+	f.Signer.Fails(deliverytest.Refusal{})
 	_, err = fetch([]string{"new"}, "")
 	is(t, "the server says no", err, codes.PermissionDenied)
-	f.signer.fails(unsupported{})
+	f.Signer.Fails(unsupported{})
 	_, err = fetch([]string{"new"}, "")
 	is(t, "the server signs none", err, codes.Unimplemented)
-	f.signer.fails(nil)
-	f.caller.becomes(errors.New("it executed another program"))
+	f.Signer.Fails(nil)
+	f.Workload.Becomes(errors.New("it executed another program"))
 	_, err = fetch([]string{"db", "cache"}, "")
 	is(t, "a caller that changed gets no token, not even one that is there", err, codes.PermissionDenied)
-	f.mu.Lock()
-	f.denied = errors.New("two processes hold the connection")
-	f.mu.Unlock()
+	f.Deny(errors.New("two processes hold the connection"))
 	_, err = fetch([]string{"db"}, "")
 	is(t, "not attested", err, codes.PermissionDenied)
 }
@@ -124,24 +121,24 @@ func TestValidateJWTSVID(t *testing.T) {
 	}
 	far := spiffeid.RequireTrustDomainFromString("far.test")
 	claims := map[string]any{"sub": far.IDString() + "/w", "aud": "db", "exp": time.Now().Add(time.Hour).Unix(), "iat": time.Now().Unix(), "allowed": 1, "other": 2}
-	foreign, err := signJWT(f.signer.key, "far", "JWT", claims)
+	foreign, err := deliverytest.SignJWT(f.Signer.Key, "far", "JWT", claims)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := spiffebundle.New(far)
-	if err := b.AddJWTAuthority("far", f.signer.key.Public()); err != nil {
+	if err := b.AddJWTAuthority("far", f.Signer.Key.Public()); err != nil {
 		t.Fatal(err)
 	}
-	f.manager.Trust(trust.Change{Foreign: []*trust.Bundle{bundleOf(t, b)}})
+	f.Manager.Trust(trust.Change{Foreign: []*trust.Bundle{deliverytest.BundleOf(t, b)}})
 	_, err = validate("db", foreign)
 	is(t, "of a trust domain that no entry of the caller federates with", err, codes.InvalidArgument)
-	e := entry("a", 1, "uid:1")
+	e := deliverytest.Entry("a", 1, "uid:1")
 	e.FederatesWith = []string{"far.test"}
-	f.manager.Entries(false, []*selectors.Entry{e}, nil, 2)
+	f.Manager.Entries(false, []*selectors.Entry{e}, nil, 2)
 	if v, err = validate("db", foreign); err != nil || fmt.Sprint(slices.Sorted(maps.Keys(v.Claims.AsMap()))) != "[allowed aud exp sub]" {
 		t.Errorf("A-23: %v, %v", v, err)
 	}
-	f.manager.Entries(true, nil, nil, 3)
+	f.Manager.Entries(true, nil, nil, 3)
 	_, err = validate("db", foreign)
 	is(t, "A-15: without an identity", err, codes.PermissionDenied)
 }
@@ -177,13 +174,13 @@ func TestBundleStreams(t *testing.T) {
 	if len(xm.Bundles) != 1 || len(jm.Bundles) != 1 || len(wm.Bundles) != 1 || len(xm.Bundles[own]) == 0 || !strings.Contains(wm.Bundles[own], `"kid":"wit"`) {
 		t.Errorf("got %v, %v, %v", xm, jm, wm)
 	}
-	if b, err := jwtbundle.Parse(td, jm.Bundles[own]); err != nil || !b.HasJWTAuthority("jwt") || b.HasJWTAuthority("wit") {
+	if b, err := jwtbundle.Parse(deliverytest.TD, jm.Bundles[own]); err != nil || !b.HasJWTAuthority("jwt") || b.HasJWTAuthority("wit") {
 		t.Errorf("A-20, A-21: %s, %v", jm.Bundles[own], err)
 	}
-	e := entry("a", 1, "uid:1")
+	e := deliverytest.Entry("a", 1, "uid:1")
 	e.FederatesWith = []string{"far.test"}
-	f.manager.Entries(false, []*selectors.Entry{e}, nil, 2)
-	settled := f.manager.Trust(trust.Change{Foreign: []*trust.Bundle{bundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("far.test")))}})
+	f.Manager.Entries(false, []*selectors.Entry{e}, nil, 2)
+	settled := f.Manager.Trust(trust.Change{Foreign: []*trust.Bundle{deliverytest.BundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("far.test")))}})
 	for what, next := range map[string]func() (int, error){
 		"X.509": func() (int, error) { m, err := x.Recv(); return len(m.GetBundles()), err },
 		"JWT":   func() (int, error) { m, err := j.Recv(); return len(m.GetBundles()), err },
@@ -198,8 +195,8 @@ func TestBundleStreams(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("the streams have the bundles, and the manager does not know")
 	}
-	f.caller.becomes(errors.New("it executed another program"))
-	close(f.caller.changed)
+	f.Workload.Becomes(errors.New("it executed another program"))
+	close(f.Workload.Change)
 	for what, end := range map[string]func() error{
 		"X.509": func() error { _, err := x.Recv(); return err }, "JWT": func() error { _, err := j.Recv(); return err }, "WIT": func() error { _, err := w.Recv(); return err },
 	} {
@@ -223,18 +220,16 @@ func TestFetchWITSVID(t *testing.T) {
 	if private, ok := key.Key.(*ecdsa.PrivateKey); !ok || !private.PublicKey.Equal(svid.PublicKey) {
 		t.Errorf("A-25: the key is %T, and not that of cnf", key.Key)
 	}
-	f.manager.Entries(false, []*selectors.Entry{entry("a", 1, "uid:1")}, nil, 2)
+	f.Manager.Entries(false, []*selectors.Entry{deliverytest.Entry("a", 1, "uid:1")}, nil, 2)
 	if next, err := st.Recv(); err != nil || next.Svids[0].WitSvid == m.Svids[0].WitSvid {
 		t.Errorf("a new revision: %v, %v", next, err)
 	}
-	f.manager.Entries(false, nil, []string{"a"}, 3)
+	f.Manager.Entries(false, nil, []string{"a"}, 3)
 	_, err = st.Recv()
 	is(t, "A-15: the entry is gone", err, codes.PermissionDenied)
-	f.mu.Lock()
-	if len(f.recorded) != 2 || f.recorded[1].Kind != "wit" {
-		t.Errorf("recorded %+v", f.recorded)
+	if len(f.Recorded()) != 2 || f.Recorded()[1].Kind != "wit" {
+		t.Errorf("recorded %+v", f.Recorded())
 	}
-	f.mu.Unlock()
 
 	st, err = f.FetchWITSVID(call(t), &pb.WITSVIDRequest{SpiffeId: "x"})
 	if err == nil {
@@ -246,7 +241,7 @@ func TestFetchWITSVID(t *testing.T) {
 // A-2: where the trust domain has no WIT authorities, no WIT call works, and clients know not to try again.
 func TestWithoutWIT(t *testing.T) {
 	f := ready(t)
-	f.manager.Trust(trust.Change{Own: bundleOf(t, spiffebundle.New(td))})
+	f.Manager.Trust(trust.Change{Own: deliverytest.BundleOf(t, spiffebundle.New(deliverytest.TD))})
 	svid, err := f.FetchWITSVID(call(t), &pb.WITSVIDRequest{})
 	if err == nil {
 		_, err = svid.Recv()
@@ -262,11 +257,11 @@ func TestWithoutWIT(t *testing.T) {
 // The X.509 message has the bundles that the caller's entries federate with, and each hint once.
 func TestFederatedBundlesAndHints(t *testing.T) {
 	f := ready(t)
-	older, newer := entry("z", 0, "uid:1"), entry("b", 0, "uid:1")
+	older, newer := deliverytest.Entry("z", 0, "uid:1"), deliverytest.Entry("b", 0, "uid:1")
 	older.Hint, newer.Hint, older.CreatedAt, newer.CreatedAt = "x", "x", time.Unix(1, 0), time.Unix(2, 0)
 	newer.FederatesWith = []string{"far.test", "unknown.test"}
-	f.manager.Entries(false, []*selectors.Entry{older, newer}, nil, 2)
-	f.manager.Trust(trust.Change{Foreign: []*trust.Bundle{bundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("far.test"))), bundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("other.test")))}})
+	f.Manager.Entries(false, []*selectors.Entry{older, newer}, nil, 2)
+	f.Manager.Trust(trust.Change{Foreign: []*trust.Bundle{deliverytest.BundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("far.test"))), deliverytest.BundleOf(t, spiffebundle.New(spiffeid.RequireTrustDomainFromString("other.test")))}})
 	m := receive(t, f.fetch(t))
 	var hints []string
 	for _, s := range m.Svids {
@@ -298,8 +293,8 @@ func TestHealth(t *testing.T) {
 	if s := status(); s != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("before there are entries: %s", s)
 	}
-	f.bundle(t, 1)
-	f.manager.Entries(true, nil, nil, 1)
+	f.Bundle(t, 1)
+	f.Manager.Entries(true, nil, nil, 1)
 	if s := status(); s != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Errorf("after: %s", s)
 	}
