@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/store"
 	"github.com/assay-id/assay/server/store/cluster"
 )
@@ -80,5 +81,6 @@ func (c Config) StoreOnDisk() (cluster.Config, error) {
 }
 
 // migrations bring the store's content from one form to the next, in order; see store.Migrate.
-// What is in it today has the first form.
-var migrations []store.Migration
+var migrations = []store.Migration{
+	{What: "ids of entries get keys of their own", Run: entries.MoveIDs},
+}

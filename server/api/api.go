@@ -169,7 +169,7 @@ func New(cfg Config) *Server {
 	}
 	s.trust = &trust.Services{TrustDomain: cfg.TrustDomain, Authorities: cfg.Signer, Federation: cfg.Federation}
 	s.operate = &operate.Services{
-		TrustDomain: cfg.TrustDomain, Nodes: cfg.Nodes, Inventory: cfg.Inventory, EKRoots: cfg.EKRoots, Entries: cfg.Entries,
+		TrustDomain: cfg.TrustDomain, Nodes: cfg.Nodes, Inventory: cfg.Inventory, EKRoots: cfg.EKRoots, Entries: cfg.Entries, Federation: cfg.Federation,
 		ServerSVID: cfg.ServerSVID, Level: cfg.Level, LaunchLevel: cfg.Level.Level(), Started: cfg.Now(), Now: cfg.Now,
 	}
 	if cfg.Continuous != nil {

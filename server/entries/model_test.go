@@ -263,12 +263,12 @@ func TestManyWriters(t *testing.T) {
 			t.Errorf("server %d has %v, want %v", i, got, want)
 		}
 	}
-	chosen, _, err := s.Snapshot(t.Context(), "i/")
+	chosen, _, err := s.Snapshot(t.Context(), "id/")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, kv := range chosen {
-		if !want[kv.Key[2:]] {
+		if !want[kv.Key[3:]] {
 			t.Errorf("%s is left over", kv.Key)
 		}
 	}

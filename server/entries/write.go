@@ -102,6 +102,7 @@ func (r *Registry) planCreate(in *selectors.Entry) (op, error) {
 	if err := r.unique(&e); err != nil {
 		return op{}, err
 	}
+	e.Selectors = e.SelectorSet() // as everywhere else
 	key, err := uuid.NewV7()
 	if err != nil {
 		return op{}, fmt.Errorf("make an entry id: %w", err)

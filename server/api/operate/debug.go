@@ -33,9 +33,10 @@ func (s *debugService) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debug
 		return nil, wire.Error(fmt.Errorf("failed to get the server's SVID: %w", err))
 	}
 	info := &debugv1.GetInfoResponse{
-		Uptime:       int32(s.Now().Sub(s.Started) / time.Second),
-		AgentsCount:  int32(agents),
-		EntriesCount: int32(s.Entries.Count(entries.Filter{})),
+		Uptime:                int32(s.Now().Sub(s.Started) / time.Second),
+		AgentsCount:           int32(agents),
+		EntriesCount:          int32(s.Entries.Count(entries.Filter{})),
+		FederatedBundlesCount: int32(s.Federation.CountBundles()),
 	}
 	for _, der := range own.Certificate {
 		cert, err := x509.ParseCertificate(der)

@@ -59,8 +59,9 @@ type Services struct {
 	Inventory   Inventory
 	Judge       Judge // nil: this server judges no nodes
 	// EKRoots are the CAs of TPM makers that attestors trust, to show.
-	EKRoots []*x509.Certificate
-	Entries interface{ Count(f entries.Filter) int }
+	EKRoots    []*x509.Certificate
+	Entries    interface{ Count(f entries.Filter) int }
+	Federation interface{ CountBundles() int }
 	// ServerSVID returns the server's present certificate, leaf first.
 	ServerSVID func() (*tls.Certificate, error)
 	// Level of the log, to show and to change, and the one that it is reset to.
