@@ -103,9 +103,10 @@ func readRecord(body []byte) (r Record, err error) {
 		}
 		*part, body = string(body[:n]), body[n:]
 	}
-	if len(body) != 0 || len(digest) != 0 && copy(r.SHA256[:], digest) != len(digest) || len(digest) != 0 && len(digest) != len(r.SHA256) {
+	if len(body) != 0 || len(digest) != 0 && len(digest) != len(r.SHA256) {
 		return r, errTorn
 	}
+	copy(r.SHA256[:], digest)
 	return r, nil
 }
 
