@@ -132,6 +132,7 @@ type Config struct {
 	AdminIDs []spiffeid.ID
 	Roles    []*gate.Role
 	Limits   gate.Limits
+	Policies Policies
 	Logger   *slog.Logger
 	// Level is that of Logger, to be changed while the server runs; now it is the one to return to.
 	Level *slog.LevelVar
@@ -176,7 +177,7 @@ func New(cfg Config) *Server {
 		s.operate.Judge = cfg.Continuous
 	}
 	s.gate = gate.New(gate.Config{
-		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles,
+		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles, Policy: cfg.Policies.gate(),
 		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted,
 		Stopping: func() { s.health.Shutdown(); cfg.Streams.stop() }, Logger: cfg.Logger, Now: cfg.Now,
 	}, s.register)

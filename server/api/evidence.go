@@ -4,7 +4,6 @@ package api
 
 import (
 	"context"
-	"crypto/x509"
 	"strings"
 	"time"
 
@@ -24,6 +23,9 @@ type proof struct {
 	entry *selectors.Entry
 	agent spiffeid.ID
 	facts *selectors.Facts // nil: the agent's type may go without evidence
+	// What the issuance policy said: its digest, "" without one, and whether to this process only.
+	policy     string
+	perProcess bool
 }
 
 // prove judges what an agent says of a process. The selectors are derived here, from the facts; the
@@ -45,7 +47,7 @@ func (s *nodeService) prove(ctx context.Context, entryID string, message *eviden
 	if missing := want.Missing(selectors.Derive(facts)); len(missing) > 0 {
 		return proof{}, status.Errorf(codes.FailedPrecondition, "the evidence does not satisfy entry %s: missing %s", e.ID, strings.Join(missing.Strings(), ", "))
 	}
-	return proof{e, agent, facts}, s.fresh(ctx, agent)
+	return proof{entry: e, agent: agent, facts: facts}, s.fresh(ctx, agent)
 }
 
 // issued records who was given what, and on how strong evidence.
@@ -56,11 +58,10 @@ func (p proof) issued(ctx context.Context, kind string, expires time.Time, more 
 	} else {
 		more = append(more, "evidence", "none")
 	}
+	if p.policy != "" {
+		more = append(more, "policy", p.policy)
+	}
 	gate.Log(ctx).Info(kind+" signed", more...)
-}
-
-func (p proof) issuedX509(ctx context.Context, leaf *x509.Certificate) {
-	p.issued(ctx, "X.509-SVID", leaf.NotAfter, "serial", leaf.SerialNumber)
 }
 
 // SignX509SVID signs for a process that the agent describes.
@@ -73,12 +74,11 @@ func (s *nodeService) SignX509SVID(ctx context.Context, req *nodev1.SignX509SVID
 	if err != nil {
 		return nil, err
 	}
-	chain, err := s.signX509(p.entry, csr.PublicKey)
+	chain, err := s.signX509(ctx, &p, csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	p.issuedX509(ctx, chain[0])
-	return &nodev1.SignX509SVIDResponse{Svid: wire.SVID(p.entry.SPIFFEID, chain)}, nil
+	return &nodev1.SignX509SVIDResponse{Svid: wire.SVID(p.entry.SPIFFEID, chain), PerProcess: p.perProcess}, nil
 }
 
 // SignJWTSVID signs for a process that the agent describes.
@@ -87,7 +87,7 @@ func (s *nodeService) SignJWTSVID(ctx context.Context, req *nodev1.SignJWTSVIDRe
 	if err != nil {
 		return nil, err
 	}
-	token, err := s.signJWT(ctx, p, req.Audience)
+	token, err := s.signJWT(ctx, &p, req.Audience)
 	return &nodev1.SignJWTSVIDResponse{Svid: wire.JWTSVID(p.entry.SPIFFEID, token)}, err
 }
 
@@ -97,6 +97,6 @@ func (s *nodeService) SignWITSVID(ctx context.Context, req *nodev1.SignWITSVIDRe
 	if err != nil {
 		return nil, err
 	}
-	token, err := s.signWIT(ctx, p, req.PublicKey, req.SigningAlgorithm)
-	return &nodev1.SignWITSVIDResponse{Svid: wire.WITSVID(p.entry.SPIFFEID, token)}, err
+	token, err := s.signWIT(ctx, &p, req.PublicKey, req.SigningAlgorithm)
+	return &nodev1.SignWITSVIDResponse{Svid: wire.WITSVID(p.entry.SPIFFEID, token), PerProcess: p.perProcess}, err
 }

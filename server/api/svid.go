@@ -18,6 +18,7 @@ import (
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/gate"
+	"github.com/assay-id/assay/server/rego"
 )
 
 // svidService is spire.api.server.svid.v1.SVID.
@@ -75,18 +76,17 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 	t := s.trusted(ctx)
 	resp := &svidv1.BatchNewX509SVIDResponse{}
 	for _, params := range req.Params {
-		p, chain, err := s.newX509SVID(t, params)
+		p, chain, err := s.newX509SVID(ctx, t, params)
 		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: wire.ItemStatus(err)}
 		if err == nil {
 			result.Svid = wire.SVID(p.entry.SPIFFEID, chain)
-			p.issuedX509(ctx, chain[0])
 		}
 		resp.Results = append(resp.Results, result)
 	}
 	return resp, nil
 }
 
-func (s *svidService) newX509SVID(t trusted, params *svidv1.NewX509SVIDParams) (proof, []*x509.Certificate, error) {
+func (s *svidService) newX509SVID(ctx context.Context, t trusted, params *svidv1.NewX509SVIDParams) (proof, []*x509.Certificate, error) {
 	if params.GetEntryId() == "" {
 		return proof{}, nil, status.Error(codes.InvalidArgument, "missing entry ID")
 	}
@@ -98,7 +98,7 @@ func (s *svidService) newX509SVID(t trusted, params *svidv1.NewX509SVIDParams) (
 	if err != nil {
 		return proof{}, nil, err
 	}
-	chain, err := s.signX509(p.entry, csr.PublicKey)
+	chain, err := s.signX509(ctx, &p, csr.PublicKey)
 	return p, chain, err
 }
 
@@ -108,7 +108,7 @@ func (s *svidService) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequ
 	if err != nil {
 		return nil, err
 	}
-	token, err := s.signJWT(ctx, p, req.Audience)
+	token, err := s.signJWT(ctx, &p, req.Audience)
 	return &svidv1.NewJWTSVIDResponse{Svid: wire.JWTSVID(p.entry.SPIFFEID, token)}, err
 }
 
@@ -124,7 +124,7 @@ func (s *svidService) BatchNewWITSVID(ctx context.Context, req *svidv1.BatchNewW
 		p, err := t.prove(params.GetEntryId())
 		var token ca.Token
 		if err == nil {
-			token, err = s.signWIT(ctx, p, params.PublicKey, params.SigningAlgorithm)
+			token, err = s.signWIT(ctx, &p, params.PublicKey, params.SigningAlgorithm)
 		}
 		result := &svidv1.BatchNewWITSVIDResponse_Result{Status: wire.ItemStatus(err)}
 		if err == nil {
@@ -149,16 +149,26 @@ func (s *Server) withoutEvidence(agent spiffeid.ID) error {
 		"this server signs for agents attested by %q only on evidence; use an Assay agent, or add %q to allow_without_evidence in the server's configuration", kind, kind)
 }
 
-func (s *Server) signX509(e *selectors.Entry, key crypto.PublicKey) ([]*x509.Certificate, error) {
-	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: e.SPIFFEID, PublicKey: key, TTL: e.X509SVIDTTL, DNSNames: e.DNSNames})
+// The three that sign for agents ask the policy first, and write down what was signed.
+func (s *Server) signX509(ctx context.Context, p *proof, key crypto.PublicKey) ([]*x509.Certificate, error) {
+	ttl, err := s.permit(ctx, p, rego.X509, p.entry.X509SVIDTTL, nil)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := s.cfg.Signer.SignWorkload(ca.Request{ID: p.entry.SPIFFEID, PublicKey: key, TTL: ttl, DNSNames: p.entry.DNSNames})
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
 	}
+	p.issued(ctx, "X.509-SVID", chain[0].NotAfter, "serial", chain[0].SerialNumber)
 	return chain, nil
 }
 
-func (s *Server) signJWT(ctx context.Context, p proof, audience []string) (ca.Token, error) {
-	token, err := s.cfg.Signer.SignJWT(ca.JWTRequest{ID: p.entry.SPIFFEID, Audience: audience, TTL: p.entry.JWTSVIDTTL, JTI: includeJTI(p.entry)})
+func (s *Server) signJWT(ctx context.Context, p *proof, audience []string) (ca.Token, error) {
+	ttl, err := s.permit(ctx, p, rego.JWT, p.entry.JWTSVIDTTL, audience)
+	if err != nil {
+		return ca.Token{}, err
+	}
+	token, err := s.cfg.Signer.SignJWT(ca.JWTRequest{ID: p.entry.SPIFFEID, Audience: audience, TTL: ttl, JTI: includeJTI(p.entry)})
 	if err != nil {
 		return token, wire.Error(fmt.Errorf("failed to sign JWT-SVID: %w", err))
 	}
@@ -167,12 +177,16 @@ func (s *Server) signJWT(ctx context.Context, p proof, audience []string) (ca.To
 }
 
 // signWIT: a WIT-SVID lives as long as an X.509-SVID, since it too is bound to a key (as SPIRE).
-func (s *Server) signWIT(ctx context.Context, p proof, publicKey []byte, algorithm string) (ca.Token, error) {
+func (s *Server) signWIT(ctx context.Context, p *proof, publicKey []byte, algorithm string) (ca.Token, error) {
 	key, err := wire.ReadPublicKey(publicKey)
 	if err != nil {
 		return ca.Token{}, err
 	}
-	token, err := s.cfg.Signer.SignWIT(ca.WITRequest{ID: p.entry.SPIFFEID, PublicKey: key, Algorithm: algorithm, TTL: p.entry.X509SVIDTTL, JTI: includeJTI(p.entry)})
+	ttl, err := s.permit(ctx, p, rego.WIT, p.entry.X509SVIDTTL, nil)
+	if err != nil {
+		return ca.Token{}, err
+	}
+	token, err := s.cfg.Signer.SignWIT(ca.WITRequest{ID: p.entry.SPIFFEID, PublicKey: key, Algorithm: algorithm, TTL: ttl, JTI: includeJTI(p.entry)})
 	if err != nil {
 		return token, wire.Error(fmt.Errorf("failed to sign WIT-SVID: %w", err))
 	}

@@ -51,7 +51,7 @@ func CallerOf(ctx context.Context) Caller {
 func (g *Gate) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	ctx, done := g.begin(ctx, info.FullMethod)
 	defer func() { done(err) }()
-	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
+	if ctx, err = g.admit(ctx, info.FullMethod, req); err != nil {
 		return nil, err
 	}
 	if err := g.limit(ctx, info.FullMethod, max(1, g.cfg.Weight(req))); err != nil {
@@ -63,7 +63,7 @@ func (g *Gate) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerIn
 func (g *Gate) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	ctx, done := g.begin(stream.Context(), info.FullMethod)
 	defer func() { done(err) }()
-	if ctx, err = g.admit(ctx, info.FullMethod); err != nil {
+	if ctx, err = g.admit(ctx, info.FullMethod, nil); err != nil {
 		return err
 	}
 	if err := g.limit(ctx, info.FullMethod, 1); err != nil {
@@ -103,29 +103,45 @@ func (g *Gate) begin(ctx context.Context, method string) (context.Context, func(
 	}
 }
 
-// admit identifies the caller and checks the table. The order is SPIRE's: anyone, local, admin,
-// downstream, agent; roles come last.
-func (g *Gate) admit(ctx context.Context, method string) (context.Context, error) {
+// admit identifies the caller, checks the table and asks the policy. req is nil for a stream.
+func (g *Gate) admit(ctx context.Context, method string, req any) (context.Context, error) {
 	c, err := identify(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, callerKey{}, c)
+	ctx, as, refusal := g.byTable(context.WithValue(ctx, callerKey{}, c), c, method)
+	if status.Code(refusal) != codes.OK && status.Code(refusal) != codes.PermissionDenied {
+		return nil, refusal
+	}
+	if err := g.ask(ctx, c, method, req, as, refusal); err != nil {
+		return nil, err
+	}
+	return ctx, nil
+}
+
+// byTable checks the table, and returns as what the caller was let in: 0 for a role. The order is
+// SPIRE's: anyone, local, admin, downstream, agent; roles come last.
+func (g *Gate) byTable(ctx context.Context, c Caller, method string) (context.Context, access, error) {
 	allowed := permissions[method]
-	if allowed&anyone != 0 || allowed&local != 0 && c.local || allowed&g.roles(c) != 0 {
-		return ctx, nil
+	if allowed&anyone != 0 {
+		return ctx, anyone, nil
 	}
-	err = denied(method)
+	if allowed&local != 0 && c.local {
+		return ctx, local, nil
+	}
+	if as := allowed & g.roles(c); as != 0 {
+		return ctx, as, nil
+	}
+	err := denied(method)
 	if allowed&agent != 0 && !c.local && c.Cert != nil {
-		err = g.cfg.Admitted(ctx, c, err)
+		if err = g.cfg.Admitted(ctx, c, err); err == nil {
+			return ctx, agent, nil
+		}
 	}
-	if err == nil {
-		return ctx, nil
+	if scoped, ok := g.scoped(ctx, c, method); ok {
+		return scoped, 0, nil
 	}
-	if ctx, ok := g.scoped(ctx, c, method); ok {
-		return ctx, nil
-	}
-	return nil, err
+	return ctx, 0, err
 }
 
 func denied(method string) error {

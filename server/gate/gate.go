@@ -7,7 +7,8 @@
 //	caller      anyone, or the holder of an SVID            "local": whoever may open the socket
 //
 // Who may call what is one table in table.go: by what the caller is, or by a role (role.go) that is
-// bounded to some entries, nodes and bundles. limit.go holds back who calls too often.
+// bounded to some entries, nodes and bundles. An operator's policy (policy.go) may narrow the table, or take
+// its place for operators' methods. limit.go holds back who calls too often.
 package gate
 
 import (
@@ -39,6 +40,8 @@ type Config struct {
 	AdminIDs []spiffeid.ID
 	// Scoped roles. May be empty.
 	Scoped []*Role
+	// Policy is an operator's. May be empty.
+	Policy Policy
 	// Limits of callers.
 	Limits Limits
 	// Weight is how many calls a message stands for, for limits; below 1 counts as 1.
