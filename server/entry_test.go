@@ -22,9 +22,9 @@ func TestEntries(t *testing.T) {
 	in := &types.Entry{ParentId: sid("/p"), SpiffeId: sid("/w"), Selectors: sel("s", "b", "s", "a"), DnsNames: []string{"z.example", "A.example"}, Hint: "h", StoreSvid: true, JwtSvidTtl: 7}
 	made := e.create(in)[0]
 	want := proto.Clone(in).(*types.Entry)
-	want.Id, want.CreatedAt = made.Id, made.CreatedAt
+	want.Id, want.CreatedAt, want.Selectors = made.Id, made.CreatedAt, sel("s", "a", "s", "b")
 	if made.Id == "" || made.CreatedAt == 0 || !proto.Equal(made, want) {
-		t.Errorf("created %v, want the request with id and created_at", made)
+		t.Errorf("created %v, want the request with id and created_at, and its selectors in order", made)
 	}
 
 	twin := &types.Entry{ParentId: sid("/p"), SpiffeId: sid("/w"), Selectors: sel("s", "a", "s", "b")}
