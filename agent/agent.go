@@ -52,6 +52,7 @@ type Agent struct {
 	history  *history.Log
 	denials  *delivery.Denials
 	streams  atomic.Int32
+	onReady  func()
 }
 
 // evidence is where facts about processes come from: the sensor, or caller.Peers at T3.
@@ -68,7 +69,16 @@ func New(c Config, version string, out io.Writer) (*Agent, error) {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, version: version, log: log, denials: delivery.NewDenials()}, nil
+	return &Agent{conf: p, version: version, log: log, onReady: func() {}, denials: delivery.NewDenials()}, nil
+}
+
+// OnReady has f called when workloads can connect, whether or not the server can be reached. Call it before Run.
+func (a *Agent) OnReady(f func()) { a.onReady = f }
+
+// Alive answers as long as no part of a ready agent hangs.
+func (a *Agent) Alive(ctx context.Context) error {
+	_, err := (&adminServer{a: a}).Status(ctx, nil)
+	return err
 }
 
 // Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
@@ -115,11 +125,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 
 // findEvidence loads the sensor. Without one it goes on at T3 where minimum_tier allows that by name.
 func (a *Agent) findEvidence() (err error) {
-	a.sensor, err = bpf.Load(bpf.Config{
-		PinDir: a.conf.PinDir, MinimumTier: max(a.conf.tier, selectors.TierT2), KernelDigests: a.conf.KernelDigests,
-		SocketNames: a.conf.SocketNames, ConnectFrom: a.conf.ConnectFrom,
-		Protect: a.conf.Protect, DataDir: a.conf.DataDir, Logger: a.log,
-	})
+	a.sensor, err = bpf.Load(a.conf.sensor(a.log))
 	if err == nil {
 		a.evidence = a.sensor
 		a.log.Info("kernel sensor is on", "tier", a.sensor.Tier())
@@ -161,6 +167,7 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 			return nil
 		})
 	}
+	a.onReady()
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}

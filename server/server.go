@@ -51,7 +51,9 @@ type Server struct {
 	nodes      *nodes.Registry
 	devices    *nodes.Inventory
 	svid       *ownSVID
+	policies   api.Policies
 	api        *api.Server
+	onReady    func()
 	// continuous asks nodes with a TPM again.
 	continuous *attest.Continuous
 }
@@ -64,8 +66,20 @@ func New(c Config, version string, out io.Writer) (*Server, error) {
 	}
 	s := &Server{conf: p, version: version, streams: api.NewStreams()}
 	s.level.Set(p.level)
+	s.onReady = func() {}
 	s.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: &s.level}))
 	return s, nil
+}
+
+// OnReady has f called when agents and operators can connect. Call it before Run.
+func (s *Server) OnReady(f func()) { s.onReady = f }
+
+// Alive answers as long as no part of a ready server hangs. A store that can not be reached is no reason to start
+// anew: signing goes on without it.
+func (s *Server) Alive(context.Context) error {
+	s.store.Health()
+	s.entries.Revision()
+	return nil
 }
 
 // openTimeout bounds the start of the store and the reading of everything in it.
@@ -108,6 +122,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	group.Go(func() error { s.federation.Run(ctx); return nil })
 	group.Go(func() error { s.watchStore(ctx); return nil })
 	group.Go(func() error { s.prune(ctx); return nil })
+	group.Go(func() error { s.runPolicies(ctx); return nil })
+	s.onReady()
 	return group.Wait()
 }
 
@@ -167,9 +183,12 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		Nodes: s.nodes, Rules: &attest.Rules{Groups: c.groups, Devices: s.devices}, Interval: c.requoteInterval, Memory: attest.NewMemory(c.imaMemory),
 		Now: time.Now, Rand: rand.Reader, Logger: s.log,
 	}
+	if s.policies, err = s.openPolicies(); err != nil {
+		return closeAll, err
+	}
 	s.api = api.New(api.Config{
 		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Federation: s.federation, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
-		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Logger: s.log, Level: &s.level,
+		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Policies: s.policies, Logger: s.log, Level: &s.level,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)

@@ -8,6 +8,8 @@ import (
 	"context"
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"github.com/assay-id/assay/agent"
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/cmd/daemon"
@@ -24,8 +26,10 @@ func main() {
 			if err != nil {
 				return err
 			}
+			a.OnReady(func() { daemon.Ready(ctx, a.Alive) })
 			return a.Run(ctx)
 		},
+		Commands: func(load func() (agent.Config, error)) []*cobra.Command { return []*cobra.Command{loadCommand(load)} },
 		More: []daemon.Subcommand[agent.Config]{{
 			Name: "unload", Short: "Takes the sensor out of the kernel and forgets its records; stop the agent first",
 			Run: func(conf agent.Config) error { return bpf.Unpin(conf.Pins()) },

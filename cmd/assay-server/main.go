@@ -31,6 +31,7 @@ func run() int {
 			if err != nil {
 				return err
 			}
+			s.OnReady(func() { daemon.Ready(ctx, s.Alive) })
 			return s.Run(ctx)
 		},
 	}.Main()

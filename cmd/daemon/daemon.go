@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package daemon is what the commands of the agent and the server share: a configuration
-// file, run, validate, and an end on SIGINT or SIGTERM.
+// file, run, validate, an end on SIGINT or SIGTERM, and what the service manager is told.
 package daemon
 
 import (
