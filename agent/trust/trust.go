@@ -30,6 +30,7 @@ type Bundle struct {
 	all     *spiffebundle.Bundle
 	jwt     *jwtbundle.Bundle
 	tainted Tainted
+	revoked *Revoked // nil: there are no lists
 
 	x509DER          []byte
 	jwtJWKS, witJWKS []byte
@@ -88,14 +89,17 @@ func (b *Bundle) HasWIT() bool { return len(b.all.WITAuthorities()) > 0 }
 // JWT returns the JWT authorities, to validate by.
 func (b *Bundle) JWT() *jwtbundle.Bundle { return b.jwt }
 
-// Equal: the same authorities, taints, sequence number and refresh hint.
+// Equal: the same authorities, taints, revocation lists, sequence number and refresh hint.
 func (b *Bundle) Equal(o *Bundle) bool {
 	return b.all.Equal(o.all) && slices.Equal(b.tainted.JWT, o.tainted.JWT) && slices.Equal(b.tainted.WIT, o.tainted.WIT) &&
-		slices.EqualFunc(b.tainted.X509, o.tainted.X509, (*x509.Certificate).Equal)
+		slices.EqualFunc(b.tainted.X509, o.tainted.X509, (*x509.Certificate).Equal) && b.revoked.equal(o.revoked)
 }
 
-// TaintsChain reports whether a tainted X.509 authority signed a certificate of the chain.
+// TaintsChain reports whether a tainted X.509 authority signed a certificate of the chain, or one of them is revoked.
 func (b *Bundle) TaintsChain(chain []*x509.Certificate) bool {
+	if b.revoked != nil && slices.ContainsFunc(chain, b.revoked.has) {
+		return true
+	}
 	return slices.ContainsFunc(b.tainted.X509, func(a *x509.Certificate) bool {
 		return slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return signedBy(c, a) })
 	})

@@ -104,10 +104,10 @@ func (a acks) put(latest ack) {
 // returned channel is closed when the workloads have the bundles.
 func (c *Client) deliver(msg *nodepb.WatchResponse, first bool) (settled <-chan struct{}, err error) {
 	change := trust.Change{Full: first}
-	if msg.Bundle != nil {
-		if change.Own, err = parseOwn(c.cfg.TrustDomain, msg.Bundle); err != nil {
-			return nil, err
-		}
+	if change.Own, err = c.ownBundle(msg); err != nil {
+		return nil, err
+	}
+	if change.Own != nil {
 		c.newBundle(change.Own)
 	}
 	for _, name := range msg.FederatedRemoved {
@@ -143,4 +143,27 @@ func (c *Client) deliver(msg *nodepb.WatchResponse, first bool) (settled <-chan 
 		c.sink.Entries(msg.Full, entries, msg.Removed, msg.Revision)
 	}
 	return settled, nil
+}
+
+// ownBundle returns the bundle of our trust domain, with the revocation lists, if the server says anything new of
+// either.
+func (c *Client) ownBundle(msg *nodepb.WatchResponse) (*trust.Bundle, error) {
+	if msg.Bundle == nil && (msg.Revocations == nil || c.own == nil) {
+		return nil, nil
+	}
+	if msg.Bundle != nil {
+		b, err := parseOwn(c.cfg.TrustDomain, msg.Bundle)
+		if err != nil {
+			return nil, err
+		}
+		c.own = b
+	}
+	if msg.Revocations != nil {
+		r, err := trust.ReadRevoked(msg.Revocations.Crls)
+		if err != nil {
+			return nil, err
+		}
+		c.revoked = r
+	}
+	return c.own.WithRevoked(c.revoked), nil
 }

@@ -139,3 +139,16 @@ func only[S any, R interface {
 	}
 	return results[0].GetSvid(), nil
 }
+
+// RevokeSVID has the server revoke an X.509-SVID that was signed for this node: leaf is its certificate, DER; reason is of
+// RFC 5280, section 5.3.1 (1: keyCompromise), why a sentence for people. The feed then brings a list that has it, so
+// that it is signed anew for those who are still entitled to it. A verdict of the server is a *Refusal; a server of
+// SPIRE's revokes nothing (*Unsupported).
+func (c *Client) RevokeSVID(ctx context.Context, leaf []byte, reason int, why string) error {
+	_, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*nodepb.RevokeSVIDResponse, error) {
+		return n.RevokeSVID(ctx, &nodepb.RevokeSVIDRequest{Certificate: leaf, Reason: int32(reason), Why: why})
+	}, func(context.Context, svidv1.SVIDClient) (*nodepb.RevokeSVIDResponse, error) {
+		return nil, status.Error(codes.Unimplemented, "servers of SPIRE's revoke no SVIDs")
+	})
+	return err
+}

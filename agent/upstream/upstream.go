@@ -87,6 +87,10 @@ type Client struct {
 	returns   bool        // the node was admitted in this run and can attest again; Run's own
 	due       func()      // ends the session so that the node's SVID is renewed; the session's own
 	feedState []byte      // names the entries that the sink has, for the server; Run's own
+
+	// What the feed last said of our trust domain; the feed's own.
+	own     *trust.Bundle
+	revoked *trust.Revoked
 }
 
 // node is the agent's own identity.
