@@ -18,6 +18,7 @@ import (
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/keys"
+	"github.com/assay-id/assay/server/rego"
 	"github.com/assay-id/assay/tpm/policy"
 	"github.com/assay-id/assay/tpm/verify"
 )
@@ -85,6 +86,9 @@ type Config struct {
 
 	// Roles let others than admins do some things.
 	Roles []RoleConfig `hcl:"role,block"`
+	// Authorization and Issuance are policies in Rego: of who may call what, and of which SVIDs are signed.
+	Authorization *AuthorizationConfig `hcl:"authorization,block"`
+	Issuance      *PolicyConfig        `hcl:"issuance,block"`
 	// RateLimit holds callers back.
 	RateLimit *RateLimitConfig `hcl:"ratelimit,block"`
 
@@ -124,6 +128,7 @@ type prepared struct {
 	adminIDs                         []spiffeid.ID
 	roles                            []*gate.Role
 	limits                           gate.Limits
+	authorization, issuance          *rego.Config // nil without the block
 	trustDomain                      spiffeid.TrustDomain
 	svidTTL, agentTTL, caTTL, maxAge time.Duration
 	jwtTTL                           time.Duration
@@ -164,7 +169,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readCallers} {
+	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readCallers, p.readPolicies} {
 		if err := step(); err != nil {
 			return nil, err
 		}
