@@ -6,15 +6,15 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"math/big"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/assay-id/assay/tests/soak/fleet"
 )
@@ -53,15 +53,32 @@ func agents(ctx context.Context, n int) (err error) {
 	if err := server.Start(ctx); err != nil {
 		return err
 	}
+	all, err := crowdOf(ctx, server, n)
+	if err != nil {
+		return err
+	}
+	return broadcastLimit(ctx, dir, all)
+}
+
+// crowdOf measures our server, stops it, and returns the crowd for another.
+func crowdOf(ctx context.Context, server *fleet.Server, n int) (*crowd, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &crowd{server: server}
-	for _, step := range []func(context.Context, *crowd, int) error{attestAll, withFew, withAll, storm} {
+	c := &crowd{address: server.Address, admin: server.Admin, process: server.Process()}
+	for _, step := range []func(context.Context, *crowd, int) error{attestAll, withFew, withAll} {
 		if err := step(ctx, c, n); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	bundle, err := bundlev1.NewBundleClient(c.admin).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if err := storm(ctx, server, c, n); err != nil {
+		return nil, err
+	}
+	cancel()
+	return &crowd{all: c.all, bundle: bundle}, c.gone()
 }
 
 func attestAll(ctx context.Context, c *crowd, n int) error {
@@ -78,7 +95,10 @@ func withFew(ctx context.Context, c *crowd, _ int) error {
 	if err := c.connect(ctx, c.all[:few]); err != nil {
 		return err
 	}
-	return tell(ctx, c, few, 100)
+	if _, err := c.one(ctx, few, 50); err != nil { // both sides have run before
+		return err
+	}
+	return tell(ctx, c, few, 20)
 }
 
 // tell measures changes; bundles is how often everybody is told.
@@ -87,42 +107,50 @@ func tell(ctx context.Context, c *crowd, n, bundles int) error {
 	if err != nil {
 		return err
 	}
-	before, _ := c.server.CPU()
+	fmt.Printf("%d agents connected, from the operator's call on; load %s\n", n, load())
+	one.print("the agent of a changed entry is told")
+	return c.announce(ctx, bundles)
+}
+
+// announce measures changes of the bundle.
+func (c *crowd) announce(ctx context.Context, bundles int) error {
+	before, _ := c.process.CPU()
 	all, err := c.everybody(ctx, bundles)
 	if err != nil {
 		return err
 	}
-	after, _ := c.server.CPU()
-	fmt.Printf("%d agents connected, from the operator's call on; load %s\n", n, load())
-	for what, s := range map[string]sample{"the agent of a changed entry is told": one, "each is told of a changed bundle": all} {
-		fmt.Printf("  %-36s p50 %s   p99 %s   max %s\n", what, s.at(0.5).Round(100*time.Microsecond), s.at(0.99).Round(100*time.Microsecond), s.at(1).Round(100*time.Microsecond))
-	}
+	after, _ := c.process.CPU()
+	all.print("each is told of a changed bundle")
 	fmt.Printf("  server's CPU for each agent told of a bundle %s\n", ((after - before) / time.Duration(len(all))).Round(100*time.Nanosecond))
 	return nil
 }
 
+func (s sample) print(what string) {
+	fmt.Printf("  %-36s p50 %s   p99 %s   max %s\n", what, s.at(0.5).Round(100*time.Microsecond), s.at(0.99).Round(100*time.Microsecond), s.at(1).Round(100*time.Microsecond))
+}
+
 func withAll(ctx context.Context, c *crowd, n int) error {
 	time.Sleep(settling())
-	before, err := c.server.Memory("VmRSS")
+	before, err := c.process.Memory("VmRSS")
 	if err != nil {
 		return err
 	}
-	cpu, _ := c.server.CPU()
+	cpu, _ := c.process.CPU()
 	began := time.Now()
 	if err := c.connect(ctx, c.all[few:]); err != nil {
 		return err
 	}
-	after, _ := c.server.CPU()
+	after, _ := c.process.CPU()
 	fmt.Printf("%d more feeds open: %s, server's CPU %s each\n", n-few, time.Since(began).Round(time.Millisecond), ((after - cpu) / time.Duration(n-few)).Round(time.Microsecond))
 	if err := tell(ctx, c, n, 10); err != nil {
 		return err
 	}
-	running, err := c.server.Memory("VmRSS")
+	running, err := c.process.Memory("VmRSS")
 	if err != nil {
 		return err
 	}
 	time.Sleep(settling())
-	settled, err := c.server.Memory("VmRSS")
+	settled, err := c.process.Memory("VmRSS")
 	if err != nil {
 		return err
 	}
@@ -132,29 +160,39 @@ func withAll(ctx context.Context, c *crowd, n int) error {
 }
 
 // storm kills the server: everybody comes back at once, as agents do.
-func storm(ctx context.Context, c *crowd, n int) error {
-	if err := c.server.Kill(); err != nil {
+func storm(ctx context.Context, server *fleet.Server, c *crowd, n int) error {
+	if err := server.Kill(); err != nil {
 		return err
 	}
-	for gone := time.Now(); c.open.Load() > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Since(gone) > time.Minute {
-			return fmt.Errorf("%d feeds have outlived their server by a minute", c.open.Load())
-		}
+	if err := c.gone(); err != nil {
+		return err
 	}
+	c.failures.Store(0)
 	began := time.Now()
-	if err := c.server.Start(ctx); err != nil {
+	if err := server.Start(ctx); err != nil {
 		return err
 	}
+	c.process = server.Process()
 	ready := time.Since(began)
 	if err := c.await(int64(n), 10*time.Minute); err != nil {
 		return err
 	}
 	took := time.Since(began)
-	peak, err := c.server.Memory("VmHWM")
-	cpu, _ := c.server.CPU()
-	fmt.Printf("server killed and started: answers after %s, all %d feeds open after %s; its CPU %s, peak of RSS %d MB; load %s\n",
-		ready.Round(time.Millisecond), n, took.Round(time.Millisecond), cpu.Round(10*time.Millisecond), peak/1e6, load())
+	peak, err := c.process.Memory("VmHWM")
+	cpu, _ := c.process.CPU()
+	fmt.Printf("server killed and started: answers after %s, all %d feeds open after %s; %d attempts failed; its CPU %s, peak of RSS %d MB; load %s\n",
+		ready.Round(time.Millisecond), n, took.Round(time.Millisecond), c.failures.Load(), cpu.Round(10*time.Millisecond), peak/1e6, load())
 	return err
+}
+
+// gone waits until all feeds have noticed that the server is.
+func (c *crowd) gone() error {
+	for began := time.Now(); c.open.Load() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			return fmt.Errorf("%d feeds have outlived their server by a minute", c.open.Load())
+		}
+	}
+	return nil
 }
 
 func load() string {
@@ -162,19 +200,12 @@ func load() string {
 	return strings.Join(strings.Fields(string(text))[:1], "")
 }
 
-// newRoot is a self-signed X.509 authority of the trust domain, DER.
-func newRoot() ([]byte, error) {
+// newAuthority is a key that signs tokens.
+func newAuthority() (*types.JWTKey, error) {
 	key, err := fleet.NewKey()
 	if err != nil {
 		return nil, err
 	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "bench"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{{Scheme: "spiffe", Host: fleet.TrustDomain}},
-	}
-	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	return &types.JWTKey{PublicKey: der, KeyId: rand.Text(), ExpiresAt: time.Now().Add(time.Hour).Unix()}, err
 }

@@ -17,6 +17,7 @@ import (
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/tests/soak/fleet"
@@ -33,10 +34,16 @@ type member struct {
 
 // crowd of agents with one server.
 type crowd struct {
-	server *fleet.Server
-	roots  atomic.Pointer[x509bundle.Bundle]
-	all    []*member
-	open   atomic.Int64 // feeds that have brought their first message
+	address string
+	admin   grpc.ClientConnInterface
+	process fleet.Process
+	roots   atomic.Pointer[x509bundle.Bundle]
+	all     []*member
+	bundle  *types.Bundle // as it was at the end
+	open    atomic.Int64  // feeds that have brought their first message
+	// Why a feed could not be opened: the last reason, and how often.
+	failed   atomic.Pointer[error]
+	failures atomic.Int64
 
 	mu       sync.Mutex
 	sequence uint64 // of the bundle that is waited for
@@ -52,7 +59,7 @@ func (c *crowd) gather(ctx context.Context, n int) error {
 	if err := c.learn(ctx); err != nil {
 		return err
 	}
-	conn, err := fleet.Dial(c.server.Address, nil, c.roots.Load)
+	conn, err := fleet.Dial(c.address, nil, c.roots.Load)
 	if err != nil {
 		return err
 	}
@@ -62,7 +69,7 @@ func (c *crowd) gather(ctx context.Context, n int) error {
 	group.SetLimit(atATime)
 	for i := range c.all {
 		group.Go(func() error {
-			token, err := fleet.NewToken(ctx, c.server.Admin, nil)
+			token, err := fleet.NewToken(ctx, c.admin, nil)
 			if err != nil {
 				return err
 			}
@@ -78,7 +85,7 @@ func (c *crowd) gather(ctx context.Context, n int) error {
 }
 
 func (c *crowd) learn(ctx context.Context) error {
-	b, err := bundlev1.NewBundleClient(c.server.Admin).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+	b, err := bundlev1.NewBundleClient(c.admin).GetBundle(ctx, &bundlev1.GetBundleRequest{})
 	if err != nil {
 		return err
 	}
@@ -97,7 +104,7 @@ func (c *crowd) register(ctx context.Context) error {
 				Selectors: []*types.Selector{{Type: "unix", Value: "uid:1000"}},
 			})
 		}
-		resp, err := entryv1.NewEntryClient(c.server.Admin).BatchCreateEntry(ctx, req)
+		resp, err := entryv1.NewEntryClient(c.admin).BatchCreateEntry(ctx, req)
 		if err != nil {
 			return err
 		}
@@ -125,7 +132,11 @@ func (c *crowd) connect(ctx context.Context, some []*member) error {
 func (c *crowd) await(open int64, atMost time.Duration) error {
 	for deadline := time.Now().Add(atMost); c.open.Load() < open; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d of %d feeds are open after %s", c.open.Load(), open, atMost)
+			err := fmt.Errorf("%d of %d feeds are open after %s; %d attempts failed", c.open.Load(), open, atMost, c.failures.Load())
+			if why := c.failed.Load(); why != nil {
+				err = fmt.Errorf("%w, the last one: %w", err, *why)
+			}
+			return err
 		}
 	}
 	return nil
@@ -150,13 +161,14 @@ func (c *crowd) live(ctx context.Context, m *member, began func()) {
 
 // follow reads one feed until it ends and reports whether it was open.
 func (c *crowd) follow(ctx context.Context, m *member, began func()) (opened bool) {
-	conn, err := fleet.Dial(c.server.Address, m.node.Cert, c.roots.Load)
+	conn, err := fleet.Dial(c.address, m.node.Cert, c.roots.Load)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
 	stream, err := nodev1.NewNodeClient(conn).Watch(ctx)
 	if err != nil {
+		c.fail(err)
 		return false
 	}
 	_ = stream.Send(&nodev1.WatchRequest{Resume: m.state}) // Recv says why it failed
@@ -165,6 +177,8 @@ func (c *crowd) follow(ctx context.Context, m *member, began func()) (opened boo
 		if err != nil {
 			if opened {
 				c.open.Add(-1)
+			} else {
+				c.fail(err)
 			}
 			return opened
 		}
@@ -186,6 +200,11 @@ func (c *crowd) follow(ctx context.Context, m *member, began func()) (opened boo
 	}
 }
 
+func (c *crowd) fail(err error) {
+	c.failures.Add(1)
+	c.failed.Store(&err)
+}
+
 func (c *crowd) arrived(sequence uint64, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,7 +218,7 @@ func (c *crowd) one(ctx context.Context, n, times int) (all sample, err error) {
 	for i := range times {
 		m := c.all[rand.IntN(n)]
 		began := time.Now()
-		_, err := entryv1.NewEntryClient(c.server.Admin).BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{
+		_, err := entryv1.NewEntryClient(c.admin).BatchUpdateEntry(ctx, &entryv1.BatchUpdateEntryRequest{
 			Entries: []*types.Entry{{Id: m.entry, Hint: fmt.Sprint(i)}}, InputMask: &types.EntryMask{Hint: true}})
 		if err != nil {
 			return nil, err
@@ -214,9 +233,9 @@ func (c *crowd) one(ctx context.Context, n, times int) (all sample, err error) {
 	return all, nil
 }
 
-// everybody changes the bundle, and again, and says when each agent was told.
+// everybody changes the bundle, by a key for tokens, and again, and says when each agent was told.
 func (c *crowd) everybody(ctx context.Context, times int) (all sample, err error) {
-	bundles := bundlev1.NewBundleClient(c.server.Admin)
+	bundles := bundlev1.NewBundleClient(c.admin)
 	for range times {
 		b, err := bundles.GetBundle(ctx, &bundlev1.GetBundleRequest{})
 		if err != nil {
@@ -225,12 +244,12 @@ func (c *crowd) everybody(ctx context.Context, times int) (all sample, err error
 		c.mu.Lock()
 		c.sequence, c.told = b.SequenceNumber+1, nil
 		c.mu.Unlock()
-		root, err := newRoot()
+		key, err := newAuthority()
 		if err != nil {
 			return nil, err
 		}
 		want, began := int(c.open.Load()), time.Now()
-		if _, err := bundles.AppendBundle(ctx, &bundlev1.AppendBundleRequest{X509Authorities: []*types.X509Certificate{{Asn1: root}}}); err != nil {
+		if _, err := bundles.AppendBundle(ctx, &bundlev1.AppendBundleRequest{JwtAuthorities: []*types.JWTKey{key}}); err != nil {
 			return nil, err
 		}
 		for ; len(c.arrivals()) < want; time.Sleep(5 * time.Millisecond) {

@@ -35,6 +35,8 @@ func run(args []string) error {
 	switch {
 	case len(args) == 3 && args[0] == "bare":
 		return bare(args[1], args[2])
+	case len(args) == 2 && args[0] == "broadcast":
+		return broadcast(args[1])
 	case len(args) == 1 && args[0] == "kernel":
 		return kernelCost()
 	case len(args) == 1 && args[0] == "fetch":
@@ -83,12 +85,17 @@ func compare(what string, ours, limit sample, name string) {
 
 // start runs this program in another role until stop is called.
 func start(args ...string) (stop func(), err error) {
+	_, stop, err = startProcess(args...)
+	return stop, err
+}
+
+func startProcess(args ...string) (pid int, stop func(), err error) {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }, nil
+	return cmd.Process.Pid, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }, nil
 }
 
 func waitFor(path string) error {

@@ -122,9 +122,15 @@ func (s *Server) end(sig syscall.Signal) error {
 	return err
 }
 
-// Memory reads a line of /proc/PID/status of the server's process, for example "VmRSS", in bytes.
-func (s *Server) Memory(line string) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+// Process is the server's while it runs.
+func (s *Server) Process() Process { return Process(s.cmd.Process.Pid) }
+
+// Process is looked at by its id.
+type Process int
+
+// Memory reads a line of /proc/PID/status, for example "VmRSS", in bytes.
+func (p Process) Memory(line string) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
 	if err != nil {
 		return 0, err
 	}
@@ -137,10 +143,10 @@ func (s *Server) Memory(line string) (int64, error) {
 	return 0, fmt.Errorf("no line %s in the process's status", line)
 }
 
-// CPU is how long the server's process has run so far, by the scheduler's account.
-func (s *Server) CPU() (time.Duration, error) {
+// CPU is how long the process has run so far, by the scheduler's account.
+func (p Process) CPU() (time.Duration, error) {
 	// The first field of schedstat of each thread is nanoseconds on a CPU.
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", s.cmd.Process.Pid))
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p))
 	var sum time.Duration
 	for _, t := range tasks {
 		text, err := os.ReadFile(t)
