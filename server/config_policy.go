@@ -84,6 +84,12 @@ func (c PolicyConfig) read() (rego.Config, error) {
 	return conf, nil
 }
 
+// The policies' names in the health service and in the log.
+const (
+	authorizationPolicy = "authorization_policy"
+	issuancePolicy      = "issuance_policy"
+)
+
 // openPolicies reads the policies for good. Health of a policy is whether its files, as they are now, are in force.
 func (s *Server) openPolicies() (api.Policies, error) {
 	out := api.Policies{X509TTL: s.conf.svidTTL, JWTTTL: s.conf.jwtTTL}
@@ -96,13 +102,13 @@ func (s *Server) openPolicies() (api.Policies, error) {
 	var err error
 	if c := s.conf.authorization; c != nil {
 		out.Replaces = s.conf.Authorization.Mode == modeReplace
-		if out.Authorization, err = rego.OpenAuthorization(watched(c, "authorization_policy")); err != nil {
+		if out.Authorization, err = rego.OpenAuthorization(watched(c, authorizationPolicy)); err != nil {
 			return out, err
 		}
 		s.log.Info("calls are judged by a policy", "path", c.Path, "digest", out.Authorization.Digest(), "replaces_table", out.Replaces)
 	}
 	if c := s.conf.issuance; c != nil {
-		if out.Issuance, err = rego.OpenIssuance(watched(c, "issuance_policy")); err != nil {
+		if out.Issuance, err = rego.OpenIssuance(watched(c, issuancePolicy)); err != nil {
 			return out, err
 		}
 		s.log.Info("SVIDs are judged by a policy", "path", c.Path, "digest", out.Issuance.Digest())
@@ -114,9 +120,11 @@ func (s *Server) openPolicies() (api.Policies, error) {
 func (s *Server) runPolicies(ctx context.Context) {
 	var all sync.WaitGroup
 	if p := s.policies.Authorization; p != nil {
+		s.api.SetHealth(authorizationPolicy, true)
 		all.Go(func() { p.Run(ctx) })
 	}
 	if p := s.policies.Issuance; p != nil {
+		s.api.SetHealth(issuancePolicy, true)
 		all.Go(func() { p.Run(ctx) })
 	}
 	all.Wait()
