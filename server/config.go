@@ -84,6 +84,9 @@ type Config struct {
 	// OIDC tells readers of OpenID Connect about our JWT-SVIDs.
 	OIDC *OIDCConfig `hcl:"oidc,block"`
 
+	// Revocation is how SVIDs are taken back before they end.
+	Revocation *RevocationConfig `hcl:"revocation,block"`
+
 	// Roles let others than admins do some things.
 	Roles []RoleConfig `hcl:"role,block"`
 	// Authorization and Issuance are policies in Rego: of who may call what, and of which SVIDs are signed.
@@ -133,6 +136,8 @@ type prepared struct {
 	svidTTL, agentTTL, caTTL, maxAge time.Duration
 	jwtTTL                           time.Duration
 	upstream                         ca.Upstream // nil: self-signed
+	crlTTL                           time.Duration
+	crlURL                           string // "" without an endpoint
 	subject                          pkix.Name
 	level                            slog.Level
 	tpm                              *verify.Policy // nil without the block
@@ -169,7 +174,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readCallers, p.readPolicies} {
+	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readRevocation, p.readCallers, p.readPolicies} {
 		if err := step(); err != nil {
 			return nil, err
 		}

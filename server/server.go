@@ -31,6 +31,7 @@ import (
 	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/keys"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/revocation"
 	"github.com/assay-id/assay/server/store"
 )
 
@@ -51,9 +52,11 @@ type Server struct {
 	nodes      *nodes.Registry
 	devices    *nodes.Inventory
 	svid       *ownSVID
-	policies   api.Policies
-	api        *api.Server
-	onReady    func()
+	// revocations are what is revoked, and what this server signed.
+	revocations *revocation.Registry
+	policies    api.Policies
+	api         *api.Server
+	onReady     func()
 	// continuous asks nodes with a TPM again.
 	continuous *attest.Continuous
 }
@@ -155,6 +158,10 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	closers = append(closers, s.closeCA)
+	if err := s.openRevocations(ctx); err != nil {
+		return closeAll, err
+	}
+	closers = append(closers, s.revocations.Close)
 	s.entries, err = entries.Open(ctx, entries.Config{
 		Store: s.store, TrustDomain: c.trustDomain, Logger: s.log,
 		HasBundle: func(td spiffeid.TrustDomain) bool { return s.federation.HasBundle(td) }, ForeignSelectors: c.ForeignSelectors,
@@ -187,14 +194,15 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Federation: s.federation, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Federation: s.federation, Revocations: s.revocations, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
 		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Policies: s.policies, Logger: s.log, Level: &s.level,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)
 		s.streams.NodeChanged(agent)
+		s.revokeOf(agent)
 	}))
-	return closeAll, nil
+	return closeAll, s.revokeRefused()
 }
 
 // claimStore refuses a store with another trust domain's entries.

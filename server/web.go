@@ -75,6 +75,13 @@ func (s *Server) listenWeb() (out []webListener, err error) {
 		}
 		out = append(out, webListener{l, conf, federation.Endpoint{Own: s.ownBundle, RefreshHint: s.conf.web.refreshHint}})
 	}
+	if e := s.conf.Revocation.CRLEndpoint; e != nil {
+		l, err := net.Listen("tcp", net.JoinHostPort(e.Address, strconv.Itoa(e.Port)))
+		if err != nil {
+			return out, fmt.Errorf("revocation: crl_endpoint: %w; set another address or port", err)
+		}
+		out = append(out, webListener{l, nil, s.revocations.Handler()})
+	}
 	if c := s.conf.OIDC; c != nil {
 		var l net.Listener
 		if c.SocketPath != "" {

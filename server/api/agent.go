@@ -23,6 +23,7 @@ import (
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/revocation"
 )
 
 // agentService is spire.api.server.agent.v1.Agent.
@@ -53,6 +54,9 @@ func (s *agentService) RenewAgent(ctx context.Context, req *agentv1.RenewAgentRe
 	chain, err := s.cfg.Signer.SignAgent(id, csr.PublicKey)
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign: %w", err))
+	}
+	if err := s.issuedTo(ctx, chain[0], revocation.Record{}); err != nil {
+		return nil, err
 	}
 	if err := s.cfg.Nodes.Renewed(ctx, id, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
 		return nil, wire.AgentError(err)

@@ -6,6 +6,7 @@
 //	on both listeners      Agent SVID Node                     here
 //	                       Entry                               entry
 //	                       Bundle TrustDomain LocalAuthority   trust
+//	                       Revocation                          trust
 //	                       NodeAdmin                           operate
 //	on the Unix socket     Debug Logger                        operate
 //	                       Health                              here
@@ -113,6 +114,7 @@ type Config struct {
 	Entries     Entries
 	Signer      Signer
 	Federation  Federation
+	Revocations Revocations
 	Nodes       Nodes
 	Inventory   operate.Inventory
 	// Continuous attestation of nodes that have a TPM; nil asks none of them again.
@@ -168,7 +170,7 @@ func New(cfg Config) *Server {
 	for _, a := range cfg.Attestors {
 		s.attestors[a.Type()] = a
 	}
-	s.trust = &trust.Services{TrustDomain: cfg.TrustDomain, Authorities: cfg.Signer, Federation: cfg.Federation}
+	s.trust = &trust.Services{TrustDomain: cfg.TrustDomain, Authorities: cfg.Signer, Federation: cfg.Federation, Revocations: cfg.Revocations}
 	s.operate = &operate.Services{
 		TrustDomain: cfg.TrustDomain, Nodes: cfg.Nodes, Inventory: cfg.Inventory, EKRoots: cfg.EKRoots, Entries: cfg.Entries, Federation: cfg.Federation,
 		ServerSVID: cfg.ServerSVID, Level: cfg.Level, LaunchLevel: cfg.Level.Level(), Started: cfg.Now(), Now: cfg.Now,
@@ -178,7 +180,7 @@ func New(cfg Config) *Server {
 	}
 	s.gate = gate.New(gate.Config{
 		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles, Policy: cfg.Policies.gate(),
-		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted,
+		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted, Revoked: cfg.Revocations.Revoked,
 		Stopping: func() { s.health.Shutdown(); cfg.Streams.stop() }, Logger: cfg.Logger, Now: cfg.Now,
 	}, s.register)
 	return s
@@ -242,6 +244,9 @@ func (s *Server) admitted(ctx context.Context, c gate.Caller, denied error) erro
 }
 
 func (s *Server) authorize(ctx context.Context, c gate.Caller) error {
+	if err := s.revokedAgent(c); err != nil {
+		return err
+	}
 	return s.cfg.Nodes.Authorize(ctx, c.ID, c.Cert.SerialNumber.String(), c.Cert.NotAfter)
 }
 

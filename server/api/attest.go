@@ -14,6 +14,7 @@ import (
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/gate"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/revocation"
 )
 
 // AttestAgent admits a node: parameters, any number of challenges, result.
@@ -68,6 +69,9 @@ func (s *agentService) enrol(ctx context.Context, a nodes.Attestation, csr *x509
 	chain, err := s.cfg.Signer.SignAgent(a.ID, csr.PublicKey)
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign: %w", err))
+	}
+	if err := s.issuedTo(ctx, chain[0], revocation.Record{}); err != nil {
+		return nil, err
 	}
 	if _, err = s.cfg.Nodes.Attested(ctx, a, chain[0].SerialNumber.String(), chain[0].NotAfter); err != nil {
 		return nil, wire.RefusedToAttest(err)

@@ -16,6 +16,7 @@ import (
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/gate"
+	"github.com/assay-id/assay/server/revocation"
 )
 
 // MintX509SVID signs what an operator's CSR asks for.
@@ -29,6 +30,9 @@ func (s *svidService) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVID
 	})
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
+	}
+	if err := s.issuedTo(ctx, chain[0], revocation.Record{}); err != nil {
+		return nil, err
 	}
 	gate.Log(ctx).Info("X.509-SVID minted for an operator", "spiffe_id", id, "serial", chain[0].SerialNumber, "expires_at", chain[0].NotAfter)
 	return &svidv1.MintX509SVIDResponse{Svid: wire.SVID(id, chain)}, nil
@@ -84,6 +88,9 @@ func (s *svidService) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDo
 	chain, err := s.cfg.Signer.SignDownstream(ca.DownstreamRequest{PublicKey: csr.PublicKey, TTL: time.Duration(req.PreferredTtl) * time.Second})
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign downstream X.509 CA: %w", err))
+	}
+	if err := s.issuedTo(ctx, chain[0], revocation.Record{}); err != nil {
+		return nil, err
 	}
 	resp := &svidv1.NewDownstreamX509CAResponse{}
 	for _, cert := range chain {

@@ -42,7 +42,7 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 	defer feed.Close()
 	feed.Resume(first.Resume)
 	known := &foreignBundles{s: s.Server, agent: agent, sent: map[spiffeid.TrustDomain]*federation.Bundle{}}
-	var bundleChanged, foreignChanged <-chan struct{} // nil until the first, full message
+	var bundleChanged, foreignChanged, listsChanged <-chan struct{} // nil until the first, full message
 	addBundle := func(msg *nodev1.WatchResponse) error {
 		b, err := s.bundle()
 		if err != nil {
@@ -72,12 +72,15 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 				if err := addBundle(msg); err != nil {
 					return err
 				}
+				msg.Revocations, listsChanged = s.lists()
 			}
 			foreignChanged = known.update(msg)
 		case <-bundleChanged:
 			if err := addBundle(msg); err != nil {
 				return err
 			}
+		case <-listsChanged:
+			msg.Revocations, listsChanged = s.lists()
 		case <-foreignChanged:
 			foreignChanged = known.update(msg)
 			if len(msg.Federated)+len(msg.FederatedRemoved) == 0 {

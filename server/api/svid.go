@@ -159,6 +159,9 @@ func (s *Server) signX509(ctx context.Context, p *proof, key crypto.PublicKey) (
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("failed to sign X509-SVID: %w", err))
 	}
+	if err := s.record(ctx, p, chain[0]); err != nil {
+		return nil, err
+	}
 	p.issued(ctx, "X.509-SVID", chain[0].NotAfter, "serial", chain[0].SerialNumber)
 	return chain, nil
 }

@@ -189,8 +189,8 @@ func (g *Gate) roles(c Caller) access {
 	if isDownstream {
 		r |= downstream
 	}
-	if r != 0 && g.cfg.Now().After(c.Cert.NotAfter) {
-		return 0 // the connection has outlived the SVID
+	if r != 0 && (g.cfg.Now().After(c.Cert.NotAfter) || g.cfg.Revoked(c.Cert)) {
+		return 0 // the connection has outlived what the SVID says
 	}
 	return r
 }

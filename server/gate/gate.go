@@ -49,6 +49,8 @@ type Config struct {
 	// Admitted returns nil if c holds the active SVID of an admitted node, or else what to
 	// answer; denied is what others are answered.
 	Admitted func(ctx context.Context, c Caller, denied error) error
+	// Revoked reports whether a client's certificate is; who holds it is then nobody in particular.
+	Revoked func(cert *x509.Certificate) bool
 	// Stopping is called once, before the calls that are running get their time to finish.
 	Stopping func()
 	Logger   *slog.Logger

@@ -105,6 +105,7 @@ type site struct {
 	called    Caller
 	binding   []byte
 	stopped   int
+	revoked   atomic.Bool // whatever anybody holds
 	foreign   map[spiffeid.TrustDomain][]*x509.Certificate
 	roles     []*Role
 	limits    Limits
@@ -143,6 +144,7 @@ func open(t *testing.T, a *authority, now func() time.Time, opts ...func(*site))
 			}
 			return denied
 		},
+		Revoked:  func(*x509.Certificate) bool { return s.revoked.Load() },
 		Stopping: func() { s.stopped++ }, Now: now,
 	}, s.register)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -283,6 +285,31 @@ func TestStrangers(t *testing.T) {
 	} {
 		if got := s.call(t, s.overTLS(t, svid), attest); got != codes.Unavailable {
 			t.Errorf("with an SVID %s: %v", what, got)
+		}
+	}
+}
+
+// TestRevoked: who holds a revoked SVID is nobody, on a connection that is open already, too.
+func TestRevoked(t *testing.T) {
+	a := newAuthority(t)
+	reader := &Role{Name: "reader", Verbs: []string{"node.read"}}
+	id, err := ParsePattern(workloadID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.IDs = []Pattern{id}
+	s := open(t, a, time.Now, func(s *site) { s.roles = []*Role{reader} })
+	defer s.stop()
+	holders := map[string]*grpc.ClientConn{"admin": s.overTLS(t, a.svid(t, adminID, time.Hour)), "role": s.overTLS(t, a.svid(t, workloadID, time.Hour))}
+	for _, step := range []struct {
+		revoked bool
+		want    codes.Code
+	}{{false, codes.OK}, {true, codes.PermissionDenied}, {false, codes.OK}} {
+		s.revoked.Store(step.revoked)
+		for name, conn := range holders {
+			if got := s.call(t, conn, list); got != step.want {
+				t.Errorf("%s, revoked %t: %v, want %v", name, step.revoked, got, step.want)
+			}
 		}
 	}
 }

@@ -4,6 +4,7 @@ package gate
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"sync"
 	"time"
@@ -77,7 +78,7 @@ func (b *buckets) wait(ctx context.Context, who string, n int) error {
 	delay := r.DelayFrom(now)
 	if deadline, ok := ctx.Deadline(); ok && now.Add(delay).After(deadline) {
 		r.CancelAt(now)
-		return status.Errorf(codes.ResourceExhausted, "too many calls: the next may be made in %s, after the deadline of this one; call later", delay.Round(time.Millisecond))
+		return later(delay, fmt.Sprintf("too many calls: the next may be made in %s, after the deadline of this one; call later", delay.Round(time.Millisecond)))
 	}
 	if delay == 0 {
 		return nil
@@ -93,40 +94,61 @@ func (b *buckets) wait(ctx context.Context, who string, n int) error {
 	}
 }
 
-const svidService = "/spire.api.server.svid.v1.SVID/"
+const (
+	agentService = "/spire.api.server.agent.v1.Agent/"
+	svidService  = "/spire.api.server.svid.v1.SVID/"
+)
+
+// signs are the methods that cost a signature, or several.
+var signs = map[string]bool{
+	agentService + "AttestAgent": true, agentService + "RenewAgent": true,
+	svidService + "BatchNewX509SVID": true, svidService + "NewJWTSVID": true, svidService + "BatchNewWITSVID": true, svidService + "NewDownstreamX509CA": true,
+	"/assay.node.v1.Node/SignX509SVID": true, "/assay.node.v1.Node/SignJWTSVID": true, "/assay.node.v1.Node/SignWITSVID": true,
+}
 
 func limitsOf(l Limits, now func() time.Time) map[string]*buckets {
-	out := map[string]*buckets{"/spire.api.server.agent.v1.Agent/PostStatus": newBuckets(reports, now)}
+	out := map[string]*buckets{agentService + "PostStatus": newBuckets(reports, now)}
+	if l.Signatures > 0 {
+		signatures := newBuckets(l.Signatures, now)
+		for method := range signs {
+			out[method] = signatures
+		}
+		out["/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority"] = signatures
+		out["/spire.api.server.bundle.v1.Bundle/PublishWITAuthority"] = signatures
+	}
+	delete(out, agentService+"AttestAgent")
 	if l.Attestations > 0 {
-		out["/spire.api.server.agent.v1.Agent/AttestAgent"] = newBuckets(l.Attestations, now)
-	}
-	if l.Signatures == 0 {
-		return out
-	}
-	signatures := newBuckets(l.Signatures, now)
-	for _, method := range []string{
-		"/spire.api.server.agent.v1.Agent/RenewAgent",
-		svidService + "BatchNewX509SVID", svidService + "NewJWTSVID", svidService + "BatchNewWITSVID", svidService + "NewDownstreamX509CA",
-		"/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", "/spire.api.server.bundle.v1.Bundle/PublishWITAuthority",
-		"/assay.node.v1.Node/SignX509SVID", "/assay.node.v1.Node/SignJWTSVID", "/assay.node.v1.Node/SignWITSVID",
-	} {
-		out[method] = signatures
+		out[agentService+"AttestAgent"] = newBuckets(l.Attestations, now)
 	}
 	return out
 }
 
-// limit holds a call back that comes too early. n is how many calls it stands for.
+// limit holds a call back that comes too early: for this caller, or for all that the server can
+// sign. n is how many calls it stands for.
 func (g *Gate) limit(ctx context.Context, method string, n int) error {
-	b, c := g.limits[method], CallerOf(ctx)
-	switch {
-	case b == nil || c.local:
+	c := CallerOf(ctx)
+	b, signs := g.limits[method], signs[method]
+	if c.local || b == nil && !signs {
 		return nil
-	case c.Cert != nil:
-		return b.wait(ctx, c.ID.String(), n)
 	}
-	p, _ := peer.FromContext(ctx)
-	return b.wait(ctx, neighbourhood(p.Addr.String()), n)
+	who := c.ID.String()
+	if c.Cert == nil {
+		p, _ := peer.FromContext(ctx)
+		who = neighbourhood(p.Addr.String())
+	}
+	if b != nil {
+		if err := b.wait(ctx, who, n); err != nil {
+			return err
+		}
+	}
+	if signs {
+		return g.capacity.wait(ctx, who, n)
+	}
+	return nil
 }
+
+// Signed tells the gate how long a signature took, by which it knows how many can be made.
+func (g *Gate) Signed(took time.Duration) { g.capacity.signed(took) }
 
 // neighbourhood is the address without the port; of IPv6 the /64, all of which one host may use.
 func neighbourhood(hostPort string) string {

@@ -113,7 +113,7 @@ func (s Scope) TrustDomain(td spiffeid.TrustDomain) error {
 // scoped returns the context of a call that a role of the caller's allows; false without one.
 func (g *Gate) scoped(ctx context.Context, c Caller, method string) (context.Context, bool) {
 	verb := verbs[method]
-	if verb == "" || c.Cert == nil || g.cfg.Now().After(c.Cert.NotAfter) {
+	if verb == "" || c.Cert == nil || g.cfg.Now().After(c.Cert.NotAfter) || g.cfg.Revoked(c.Cert) {
 		return ctx, false
 	}
 	s := Scope{privileged: g.privileged}

@@ -91,6 +91,7 @@ var permissions = map[string]access{
 	"/assay.node.v1.Node/SignJWTSVID":  agent,
 	"/assay.node.v1.Node/SignWITSVID":  agent,
 	"/assay.node.v1.Node/Requote":      agent,
+	"/assay.node.v1.Node/RevokeSVID":   agent,
 
 	"/assay.nodeadmin.v1.NodeAdmin/ListNodes":       operators,
 	"/assay.nodeadmin.v1.NodeAdmin/GetNode":         operators,
@@ -103,6 +104,10 @@ var permissions = map[string]access{
 	"/assay.nodeadmin.v1.NodeAdmin/RemoveInventory": operators,
 	"/assay.nodeadmin.v1.NodeAdmin/ListRoots":       operators,
 	"/assay.nodeadmin.v1.NodeAdmin/CheckNodes":      operators,
+
+	"/assay.revocation.v1.Revocation/Revoke":      operators,
+	"/assay.revocation.v1.Revocation/ListRevoked": operators,
+	"/assay.revocation.v1.Revocation/ListCRLs":    operators,
 
 	"/spire.api.server.debug.v1.Debug/GetInfo":         local,
 	"/spire.api.server.logger.v1.Logger/GetLogger":     local,

@@ -2,7 +2,7 @@
 
 // Package trust serves SPIRE's services about whom to trust: Bundle (our trust bundle and those of
 // other trust domains), TrustDomain (where the others' come from) and LocalAuthority (the keys that
-// this server signs with). One file is one service.
+// this server signs with); and our own Revocation. One file is one service.
 package trust
 
 import (
@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	revocationv1 "github.com/assay-id/assay/proto/revocation"
 	"github.com/assay-id/assay/server/api/wire"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/federation"
@@ -56,11 +57,12 @@ type Federation interface {
 	RefreshBundle(ctx context.Context, td spiffeid.TrustDomain) error
 }
 
-// Services are the three. All fields are needed.
+// Services are the four. All fields are needed.
 type Services struct {
 	TrustDomain spiffeid.TrustDomain
 	Authorities Authorities
 	Federation  Federation
+	Revocations Revocations
 }
 
 // Register adds them to a gRPC server.
@@ -68,6 +70,7 @@ func (s *Services) Register(g grpc.ServiceRegistrar) {
 	bundlev1.RegisterBundleServer(g, &bundleService{Services: s})
 	trustdomainv1.RegisterTrustDomainServer(g, &trustDomainService{Services: s})
 	authorityv1.RegisterLocalAuthorityServer(g, &localAuthorityService{Services: s})
+	revocationv1.RegisterRevocationServer(g, &revocationService{Services: s})
 }
 
 // each does something for each item of a batch, on its own merits, and words the outcome with

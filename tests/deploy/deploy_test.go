@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package deploy
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+var units = []string{"assay-server.service", "assay-sensor.service", "assay-agent.service"}
+
+const agentConf = `trust_domain = "example.org"
+server_address = "127.0.0.1:18081"
+trust_bundle_path = "/etc/assay/bundle.pem"
+tpm {
+  device = "unix:/run/tpm/tpm.sock"
+}
+`
+
+// TestUnits starts server, sensor and agent as their units say; a workload gets its SVID.
+func TestUnits(t *testing.T) {
+	h := startHost(t)
+	t.Run("Verify", func(t *testing.T) { testVerify(t, h) })
+	t.Run("Permissions", func(t *testing.T) { testPermissions(t, h) })
+
+	h.startServer(t)
+	h.write(t, "/etc/assay/agent.hcl", agentConf)
+	h.systemctl(t, "start", "assay-agent")
+	t.Run("Power", func(t *testing.T) { testPower(t, h) })
+	h.must(t, "assay", "entry", "create", "/work", "--node", "all", "--selector", "unix:uid:65534", "--selector", "evidence:tier:t2", "--selector", "unix:path:/usr/bin/assay")
+	fetched(t, h)
+	t.Run("Restart", func(t *testing.T) {
+		h.systemctl(t, "restart", "assay-agent")
+		fetched(t, h)
+		if n := strings.Count(h.log.String(), "kernel sensor attached"); n != 1 {
+			t.Errorf("the sensor was attached %d times", n)
+		}
+	})
+}
+
+// startServer starts the server's unit, and tells the agent whom to trust.
+func (h *host) startServer(t *testing.T) {
+	t.Helper()
+	h.write(t, "/etc/assay/tpm-makers.pem", string(h.ekCA))
+	h.write(t, "/etc/assay/server.hcl", "trust_domain = \"example.org\"\nbind_address = \"127.0.0.1\"\nbind_port = 18081\ntpm {\n  ek_ca_path = \"/etc/assay/tpm-makers.pem\"\n}\n")
+	h.systemctl(t, "start", "assay-server")
+	h.must(t, "sh", "-c", "assay bundle show > /etc/assay/bundle.pem")
+}
+
+// fetch asks for an SVID as a user other than root.
+func (h *host) fetch() (string, error) {
+	return h.try("env", "SPIFFE_ENDPOINT_SOCKET=unix:///run/assay/agent/api.sock", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "assay", "fetch", "x509")
+}
+
+func fetched(t *testing.T, h *host) {
+	t.Helper()
+	h.eventually(t, "an SVID", func() error {
+		out, err := h.fetch()
+		if err == nil && !strings.Contains(out, "spiffe://example.org/work") {
+			err = fmt.Errorf("it got %s", out)
+		}
+		return err
+	})
+}
+
+// scores are the worst exposures that a unit may have: 0 is none, 10 is all.
+var scores = map[string]float64{"assay-server.service": 2, "assay-sensor.service": 4, "assay-agent.service": 4}
+
+func testVerify(t *testing.T, h *host) {
+	for _, u := range units {
+		if out, err := h.try("systemd-analyze", "verify", "/usr/lib/systemd/system/"+u); err != nil || out != "" {
+			t.Errorf("%s: %v %s", u, err, out)
+		}
+		out, _ := h.try("systemd-analyze", "security", "--offline=true", "--no-pager", "/usr/lib/systemd/system/"+u)
+		score := regexp.MustCompile(`exposure level for .*: ([0-9.]+)`).FindStringSubmatch(out)
+		if score == nil {
+			t.Errorf("%s: no score in %s", u, out)
+			continue
+		}
+		t.Log(score[0])
+		if n, err := strconv.ParseFloat(score[1], 64); err != nil || n > scores[u] {
+			t.Errorf("%s: exposure %s, want %v at most\n%s", u, score[1], scores[u], out)
+		}
+	}
+}
+
+func testPermissions(t *testing.T, h *host) {
+	for path, want := range map[string]string{"/etc/assay/server.hcl": "640 root assay-server", "/etc/assay/agent.hcl": "640 root assay-agent", "/usr/bin/assay-agent": "755 root root"} {
+		if got := strings.TrimSpace(h.must(t, "stat", "-c", "%a %U %G", path)); got != want {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
+	}
+}
+
+// testPower looks at what the daemons may do now that they run.
+func testPower(t *testing.T, h *host) {
+	for unit, want := range map[string]struct{ user, capabilities string }{
+		"assay-server": {"assay-server", "="},
+		"assay-agent":  {"assay-agent", "cap_dac_read_search,cap_sys_ptrace,cap_checkpoint_restore"},
+	} {
+		pid := strings.TrimSpace(h.systemctl(t, "show", "-P", "MainPID", unit))
+		status := h.must(t, "cat", "/proc/"+pid+"/status")
+		user := strings.TrimSpace(h.must(t, "ps", "-o", "user:32=", "-p", pid))
+		bounding := regexp.MustCompile(`CapBnd:\s*(\w+)`).FindStringSubmatch(status)[1]
+		may := strings.TrimSpace(h.must(t, "capsh", "--decode="+bounding))
+		if user != want.user || !strings.HasSuffix(may, "="+strings.TrimPrefix(want.capabilities, "=")) {
+			t.Errorf("%s runs as %s with %s", unit, user, may)
+		}
+		for _, line := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(status, line) {
+				t.Errorf("%s has no %q", unit, line)
+			}
+		}
+	}
+}
