@@ -32,8 +32,9 @@ func invalidStored(format string, args ...any) error {
 }
 
 const (
-	maxID   = 255
-	maxHint = 1024
+	maxID       = 255
+	maxHint     = 1024
+	maxSPIFFEID = 2048 // bytes (SPIFFE-ID §2.3)
 )
 
 // validate applies the rules for what an entry may hold.
@@ -83,6 +84,8 @@ func (r *Registry) member(id spiffeid.ID) error {
 		return fmt.Errorf("%q is not a member of trust domain %q", id, r.cfg.TrustDomain.Name())
 	case id.Path() == "":
 		return fmt.Errorf("%q is not a member of trust domain %q; path is empty", id, r.cfg.TrustDomain.Name())
+	case len(id.String()) > maxSPIFFEID:
+		return fmt.Errorf("SPIFFE ID has %d bytes; the limit is %d", len(id.String()), maxSPIFFEID)
 	}
 	return nil
 }

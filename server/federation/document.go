@@ -119,6 +119,17 @@ func (b *Bundle) addKey(raw json.RawMessage) error {
 	if use != x509Use && use != jwtUse && use != witUse || !knownKey(members) {
 		return nil
 	}
+	if use == x509Use { // without x5c it is ignored, and of several values all but the first (X509-SVID §6.2)
+		list, _ := members["x5c"].([]any)
+		if len(list) == 0 {
+			return nil
+		}
+		members["x5c"] = list[:1]
+		var err error
+		if raw, err = json.Marshal(members); err != nil {
+			return err
+		}
+	}
 	var key jose.JSONWebKey
 	if err := key.UnmarshalJSON(raw); err != nil {
 		return err
@@ -128,9 +139,6 @@ func (b *Bundle) addKey(raw json.RawMessage) error {
 	}
 	switch use {
 	case x509Use:
-		if len(key.Certificates) != 1 {
-			return fmt.Errorf("it has %d certificates where %s has one", len(key.Certificates), x509Use)
-		}
 		b.X509 = append(b.X509, key.Certificates[0])
 	case jwtUse:
 		b.JWT = append(b.JWT, Authority{ID: key.KeyID, PublicKey: key.Key})

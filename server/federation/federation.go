@@ -159,6 +159,8 @@ func (r Relationship) Validate() error {
 		return fmt.Errorf("%w bundle endpoint profile %q: it is %s or %s", ErrInvalid, r.Profile, Web, SPIFFE)
 	case r.Profile == SPIFFE && r.EndpointID.IsZero():
 		return fmt.Errorf("%w federation relationship: profile %s needs the endpoint's SPIFFE ID", ErrInvalid, SPIFFE)
+	case r.Profile == SPIFFE && r.EndpointID.Path() == "": // X509-SVID §5.2, which go-spiffe leaves to its callers
+		return fmt.Errorf("%w federation relationship: %s is a trust domain, and no endpoint can show an X509-SVID for that", ErrInvalid, r.EndpointID)
 	case r.Profile == Web && !r.EndpointID.IsZero():
 		return fmt.Errorf("%w federation relationship: profile %s takes no endpoint SPIFFE ID", ErrInvalid, Web)
 	}

@@ -98,8 +98,13 @@ func ReadTrustDomain(text string) (spiffeid.TrustDomain, error) {
 	if err != nil {
 		return td, status.Errorf(codes.InvalidArgument, "trust domain argument is not valid: %v", err)
 	}
+	if n := len(td.Name()); n > maxTrustDomain {
+		return td, status.Errorf(codes.InvalidArgument, "trust domain argument is not valid: its name has %d bytes; the limit is %d", n, maxTrustDomain)
+	}
 	return td, nil
 }
+
+const maxTrustDomain = 255 // bytes (SPIFFE-ID §2.3)
 
 const maxHint = 10 * 365 * 24 * 3600 // seconds
 
