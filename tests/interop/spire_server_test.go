@@ -30,6 +30,12 @@ const agentTTL = 20
 // spireServer starts SPIRE's server; more are the lines of one more plugin, if any.
 func spireServer(t *testing.T, more string) foreign {
 	t.Helper()
+	return spireServerOf(t, trustDomain, "", more)
+}
+
+// spireServerOf starts SPIRE's server of a trust domain, with more lines in its block server and among its plugins.
+func spireServerOf(t *testing.T, domain, settings, more string) foreign {
+	t.Helper()
 	dir, err := os.MkdirTemp("/run", "spire-") // a socket's path is short
 	fatal(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -48,6 +54,7 @@ func spireServer(t *testing.T, more string) foreign {
   data_dir = %q
   log_level = "DEBUG"
   agent_ttl = "%ds"
+%s
 }
 plugins {
   DataStore "sql" { plugin_data {
@@ -58,7 +65,7 @@ plugins {
   NodeAttestor "join_token" { plugin_data {} }
 %s
 }
-`, port, f.socket, trustDomain, filepath.Join(dir, "data"), agentTTL, filepath.Join(dir, "data.sqlite3"), more))
+`, port, f.socket, domain, filepath.Join(dir, "data"), agentTTL, settings, filepath.Join(dir, "data.sqlite3"), more))
 	run(t, program(t, "SPIRE_SERVER"), "run", "-config", conf)
 	conn, err := dev.Dial(f.socket)
 	fatal(t, err)
