@@ -8,7 +8,6 @@ import (
 	"github.com/assay-id/assay/bpf/hooks"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	evidencepb "github.com/assay-id/assay/proto/evidence"
-	"github.com/assay-id/assay/selectors"
 )
 
 // adminServer answers `assay agent status` and `assay explain`.
@@ -40,39 +39,4 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		resp.Hooks = append(resp.Hooks, &adminpb.Hook{Name: h.Name, State: string(h.State), Detail: h.Detail})
 	}
 	return resp, nil
-}
-
-// nearestShown is how many entries that do not match an explanation lists.
-const nearestShown = 3
-
-// Explain tells what a process would be attested as, and which entries that matches.
-func (s *adminServer) Explain(ctx context.Context, req *adminpb.ExplainRequest) (*adminpb.ExplainResponse, error) {
-	facts, err := s.a.attestor.PID(ctx, int(req.Pid))
-	if err != nil {
-		return &adminpb.ExplainResponse{Refusal: err.Error()}, nil
-	}
-	set := selectors.Derive(facts)
-	resp := &adminpb.ExplainResponse{Facts: explained(facts), Selectors: set.Strings()}
-	for _, e := range s.a.svids.Match(set) {
-		resp.Matches = append(resp.Matches, &adminpb.Match{EntryId: e.ID, SpiffeId: e.SPIFFEID.String()})
-	}
-	for _, n := range s.a.svids.Nearest(set, nearestShown) {
-		resp.Nearest = append(resp.Nearest, &adminpb.Match{EntryId: n.Entry.ID, SpiffeId: n.Entry.SPIFFEID.String(), Missing: n.Missing.Strings()})
-	}
-	return resp, nil
-}
-
-// explained is the part of the facts that the selectors do not say.
-func explained(f *selectors.Facts) *evidencepb.Facts {
-	pb := &evidencepb.Facts{
-		Tier:       evidencepb.Tier(f.Tier),
-		Process:    &evidencepb.ProcessKey{BootId: f.Process.BootID, Tgid: f.Process.TGID, StartBoottime: f.Process.StartBoottime, ExecId: f.Process.ExecID},
-		Executable: &evidencepb.Executable{Path: f.Executable.Path, Size: f.Executable.Size},
-		Cgroup:     &evidencepb.Cgroup{Id: f.Cgroup.ID, Path: f.Cgroup.Path},
-		Observed:   f.Observed, LineageTruncated: f.LineageTruncated,
-	}
-	for _, a := range f.Ancestors {
-		pb.Ancestors = append(pb.Ancestors, &evidencepb.Ancestor{ExecId: a.ExecID, Tgid: a.TGID, Observed: a.Observed, Executable: &evidencepb.Executable{Path: a.Executable.Path}})
-	}
-	return pb
 }

@@ -50,7 +50,7 @@ type Agent struct {
 	server   *upstream.Client
 	svids    *svids.Manager
 	history  *history.Log
-	denials  *delivery.Denials
+	memory   *delivery.Memory
 	streams  atomic.Int32
 	onReady  func()
 }
@@ -69,7 +69,7 @@ func New(c Config, version string, out io.Writer) (*Agent, error) {
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, version: version, log: log, onReady: func() {}, denials: delivery.NewDenials()}, nil
+	return &Agent{conf: p, version: version, log: log, onReady: func() {}, memory: delivery.NewMemory()}, nil
 }
 
 // OnReady has f called when workloads can connect, whether or not the server can be reached. Call it before Run.
@@ -145,7 +145,7 @@ func (a *Agent) findEvidence() (err error) {
 
 func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
 	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
-	desk := delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Denials: a.denials, Logger: a.log, Now: time.Now})
+	desk := delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Memory: a.memory, Logger: a.log, Now: time.Now})
 	workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(faces)
 	if c := a.conf.SDS; !c.Disable {
 		sds.New(sds.Config{Desk: desk, DefaultSVIDName: c.DefaultSVIDName, DefaultBundleName: c.DefaultBundleName, DefaultAllBundlesName: c.DefaultAllBundlesName,

@@ -10,7 +10,7 @@
 //
 // Its errors are gRPC statuses, as the SPIFFE Workload Endpoint (section 6) and the faces' own
 // standards want them: what the caller learns is the kind of reason, and a reference by which an
-// operator finds all of it (Denials).
+// operator finds all of it (Memory).
 package delivery
 
 import (
@@ -67,7 +67,7 @@ type Config struct {
 	Attest  Attestor
 	SVIDs   SVIDs
 	History History
-	Denials *Denials
+	Memory  *Memory
 	// View says which entries this desk deals in; nil is all.
 	View   func(*selectors.Entry) bool
 	Logger *slog.Logger

@@ -111,5 +111,6 @@ func (s *Session) delivered(list []*svids.SVID) {
 		}
 	}
 	s.desk.cfg.History.Record(records...)
+	s.desk.cfg.Memory.delivered(records)
 	s.desk.cfg.Logger.Info("delivered", attrs...)
 }

@@ -42,7 +42,7 @@ type Fixture struct {
 	Manager  *svids.Manager
 	Signer   *Signer
 	Workload *Workload
-	Denials  *delivery.Denials
+	Memory   *delivery.Memory
 
 	mu       sync.Mutex
 	denied   error
@@ -57,7 +57,7 @@ func New(t testing.TB) *Fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &Fixture{Signer: &Signer{Key: key}, Denials: delivery.NewDenials(), Workload: &Workload{Exit: make(chan struct{}), Change: make(chan struct{}),
+	f := &Fixture{Signer: &Signer{Key: key}, Memory: delivery.NewMemory(), Workload: &Workload{Exit: make(chan struct{}), Change: make(chan struct{}),
 		set: selectors.NewSet(selectors.Selector{Type: "unix", Value: "uid:1"}, selectors.Selector{Type: "unix", Value: "gid:1"})}}
 	log := slog.New(slog.NewTextHandler(f, nil))
 	f.Manager = svids.New(f.Signer, log, time.Now)
@@ -65,7 +65,7 @@ func New(t testing.TB) *Fixture {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.Workload, f.denied
-	}, SVIDs: f.Manager, History: f, Denials: f.Denials, Logger: log, Now: time.Now})
+	}, SVIDs: f.Manager, History: f, Memory: f.Memory, Logger: log, Now: time.Now})
 	return f
 }
 

@@ -154,6 +154,19 @@ func (m *Manager) Match(set selectors.Set) []*selectors.Entry {
 	return slices.DeleteFunc(m.index.Match(set), func(e *selectors.Entry) bool { return e.Expired(now) })
 }
 
+// Named returns the entries for the SPIFFE ID, ordered by id.
+func (m *Manager) Named(id spiffeid.ID) (out []*selectors.Entry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for e := range m.index.All {
+		if e.SPIFFEID == id {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b *selectors.Entry) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
 // Hints returns the hint of each entry, by id. Where several have the same one, the oldest keeps it and
 // the others have none: a hint names one identity (SPIFFE Workload API, section 5.2.1).
 func Hints(entries []*selectors.Entry) map[string]string {

@@ -362,7 +362,7 @@ func TestDenialReference(t *testing.T) {
 	if !ok || strings.Contains(err.Error(), "secret") {
 		t.Fatalf("the caller is told %q", err)
 	}
-	x, ok := f.Denials.Find(ref)
+	x, ok := f.Memory.Denial(ref)
 	if !ok || x.Facts == nil || len(x.Nearest) != 1 || x.Nearest[0].Missing.String() != "unix:user:secret" {
 		t.Errorf("the operator is told %+v", x)
 	}

@@ -450,6 +450,402 @@ func (x *Match) GetMissing() []string {
 	return nil
 }
 
+type ListDenialsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What one caller was told ("reference …"): NOT_FOUND if it is none, or is forgotten. Empty is all.
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// At most so many; 0 is all.
+	Limit         int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDenialsRequest) Reset() {
+	*x = ListDenialsRequest{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDenialsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDenialsRequest) ProtoMessage() {}
+
+func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
+func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListDenialsRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ListDenialsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListDenialsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Denials       []*Denial              `protobuf:"bytes,1,rep,name=denials,proto3" json:"denials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDenialsResponse) Reset() {
+	*x = ListDenialsResponse{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDenialsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDenialsResponse) ProtoMessage() {}
+
+func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
+func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListDenialsResponse) GetDenials() []*Denial {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
+type Denial struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Reference string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Unix seconds.
+	Time   int64  `protobuf:"varint,2,opt,name=time,proto3" json:"time,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Absent where the caller could not be attested; selectors and nearest are of that moment.
+	Facts         *evidence.Facts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
+	Selectors     []string        `protobuf:"bytes,5,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	Nearest       []*Match        `protobuf:"bytes,6,rep,name=nearest,proto3" json:"nearest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Denial) Reset() {
+	*x = Denial{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Denial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Denial) ProtoMessage() {}
+
+func (x *Denial) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Denial.ProtoReflect.Descriptor instead.
+func (*Denial) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Denial) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *Denial) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Denial) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Denial) GetFacts() *evidence.Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Denial) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Denial) GetNearest() []*Match {
+	if x != nil {
+		return x.Nearest
+	}
+	return nil
+}
+
+type ExplainIdentityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainIdentityRequest) Reset() {
+	*x = ExplainIdentityRequest{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainIdentityRequest) ProtoMessage() {}
+
+func (x *ExplainIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainIdentityRequest.ProtoReflect.Descriptor instead.
+func (*ExplainIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExplainIdentityRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+type ExplainIdentityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// This node's entries for it, with all their selectors as missing.
+	Entries []*Match `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The last times that it was delivered, the newest first.
+	Deliveries []*Delivery `protobuf:"bytes,2,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// The last callers who were given nothing and came near to one of the entries.
+	Denials       []*Denial `protobuf:"bytes,3,rep,name=denials,proto3" json:"denials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainIdentityResponse) Reset() {
+	*x = ExplainIdentityResponse{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainIdentityResponse) ProtoMessage() {}
+
+func (x *ExplainIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainIdentityResponse.ProtoReflect.Descriptor instead.
+func (*ExplainIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ExplainIdentityResponse) GetEntries() []*Match {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ExplainIdentityResponse) GetDeliveries() []*Delivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+func (x *ExplainIdentityResponse) GetDenials() []*Denial {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
+type Delivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unix seconds.
+	Time int64 `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	// x509, jwt or wit.
+	Kind    string               `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Serial  string               `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	EntryId string               `protobuf:"bytes,4,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	Process *evidence.ProcessKey `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	// Of the process's program, in hex.
+	Sha256 string `protobuf:"bytes,6,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// SPIFFE ID of who received it on the process's behalf.
+	Via string `protobuf:"bytes,7,opt,name=via,proto3" json:"via,omitempty"`
+	// The process still runs what it ran then.
+	Running       bool `protobuf:"varint,8,opt,name=running,proto3" json:"running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Delivery) Reset() {
+	*x = Delivery{}
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delivery) ProtoMessage() {}
+
+func (x *Delivery) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_agentadmin_agentadmin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
+func (*Delivery) Descriptor() ([]byte, []int) {
+	return file_assay_agentadmin_agentadmin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Delivery) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Delivery) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Delivery) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Delivery) GetEntryId() string {
+	if x != nil {
+		return x.EntryId
+	}
+	return ""
+}
+
+func (x *Delivery) GetProcess() *evidence.ProcessKey {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Delivery) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Delivery) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
+func (x *Delivery) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
 var File_assay_agentadmin_agentadmin_proto protoreflect.FileDescriptor
 
 const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
@@ -487,11 +883,42 @@ const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
 	"\x05Match\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x18\n" +
-	"\amissing\x18\x03 \x03(\tR\amissing2\xb5\x01\n" +
+	"\amissing\x18\x03 \x03(\tR\amissing\"H\n" +
+	"\x12ListDenialsRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\"L\n" +
+	"\x13ListDenialsResponse\x125\n" +
+	"\adenials\x18\x01 \x03(\v2\x1b.assay.agentadmin.v1.DenialR\adenials\"\xd6\x01\n" +
+	"\x06Denial\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x12\n" +
+	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12.\n" +
+	"\x05facts\x18\x04 \x01(\v2\x18.assay.evidence.v1.FactsR\x05facts\x12\x1c\n" +
+	"\tselectors\x18\x05 \x03(\tR\tselectors\x124\n" +
+	"\anearest\x18\x06 \x03(\v2\x1a.assay.agentadmin.v1.MatchR\anearest\"5\n" +
+	"\x16ExplainIdentityRequest\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\"\xc5\x01\n" +
+	"\x17ExplainIdentityResponse\x124\n" +
+	"\aentries\x18\x01 \x03(\v2\x1a.assay.agentadmin.v1.MatchR\aentries\x12=\n" +
+	"\n" +
+	"deliveries\x18\x02 \x03(\v2\x1d.assay.agentadmin.v1.DeliveryR\n" +
+	"deliveries\x125\n" +
+	"\adenials\x18\x03 \x03(\v2\x1b.assay.agentadmin.v1.DenialR\adenials\"\xe2\x01\n" +
+	"\bDelivery\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x19\n" +
+	"\bentry_id\x18\x04 \x01(\tR\aentryId\x127\n" +
+	"\aprocess\x18\x05 \x01(\v2\x1d.assay.evidence.v1.ProcessKeyR\aprocess\x12\x16\n" +
+	"\x06sha256\x18\x06 \x01(\tR\x06sha256\x12\x10\n" +
+	"\x03via\x18\a \x01(\tR\x03via\x12\x18\n" +
+	"\arunning\x18\b \x01(\bR\arunning2\x85\x03\n" +
 	"\n" +
 	"AgentAdmin\x12Q\n" +
 	"\x06Status\x12\".assay.agentadmin.v1.StatusRequest\x1a#.assay.agentadmin.v1.StatusResponse\x12T\n" +
-	"\aExplain\x12#.assay.agentadmin.v1.ExplainRequest\x1a$.assay.agentadmin.v1.ExplainResponseB,Z*github.com/assay-id/assay/proto/agentadminb\x06proto3"
+	"\aExplain\x12#.assay.agentadmin.v1.ExplainRequest\x1a$.assay.agentadmin.v1.ExplainResponse\x12`\n" +
+	"\vListDenials\x12'.assay.agentadmin.v1.ListDenialsRequest\x1a(.assay.agentadmin.v1.ListDenialsResponse\x12l\n" +
+	"\x0fExplainIdentity\x12+.assay.agentadmin.v1.ExplainIdentityRequest\x1a,.assay.agentadmin.v1.ExplainIdentityResponseB,Z*github.com/assay-id/assay/proto/agentadminb\x06proto3"
 
 var (
 	file_assay_agentadmin_agentadmin_proto_rawDescOnce sync.Once
@@ -505,32 +932,50 @@ func file_assay_agentadmin_agentadmin_proto_rawDescGZIP() []byte {
 	return file_assay_agentadmin_agentadmin_proto_rawDescData
 }
 
-var file_assay_agentadmin_agentadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_assay_agentadmin_agentadmin_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_assay_agentadmin_agentadmin_proto_goTypes = []any{
-	(*StatusRequest)(nil),   // 0: assay.agentadmin.v1.StatusRequest
-	(*StatusResponse)(nil),  // 1: assay.agentadmin.v1.StatusResponse
-	(*Hook)(nil),            // 2: assay.agentadmin.v1.Hook
-	(*ExplainRequest)(nil),  // 3: assay.agentadmin.v1.ExplainRequest
-	(*ExplainResponse)(nil), // 4: assay.agentadmin.v1.ExplainResponse
-	(*Match)(nil),           // 5: assay.agentadmin.v1.Match
-	(evidence.Tier)(0),      // 6: assay.evidence.v1.Tier
-	(*evidence.Facts)(nil),  // 7: assay.evidence.v1.Facts
+	(*StatusRequest)(nil),           // 0: assay.agentadmin.v1.StatusRequest
+	(*StatusResponse)(nil),          // 1: assay.agentadmin.v1.StatusResponse
+	(*Hook)(nil),                    // 2: assay.agentadmin.v1.Hook
+	(*ExplainRequest)(nil),          // 3: assay.agentadmin.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 4: assay.agentadmin.v1.ExplainResponse
+	(*Match)(nil),                   // 5: assay.agentadmin.v1.Match
+	(*ListDenialsRequest)(nil),      // 6: assay.agentadmin.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),     // 7: assay.agentadmin.v1.ListDenialsResponse
+	(*Denial)(nil),                  // 8: assay.agentadmin.v1.Denial
+	(*ExplainIdentityRequest)(nil),  // 9: assay.agentadmin.v1.ExplainIdentityRequest
+	(*ExplainIdentityResponse)(nil), // 10: assay.agentadmin.v1.ExplainIdentityResponse
+	(*Delivery)(nil),                // 11: assay.agentadmin.v1.Delivery
+	(evidence.Tier)(0),              // 12: assay.evidence.v1.Tier
+	(*evidence.Facts)(nil),          // 13: assay.evidence.v1.Facts
+	(*evidence.ProcessKey)(nil),     // 14: assay.evidence.v1.ProcessKey
 }
 var file_assay_agentadmin_agentadmin_proto_depIdxs = []int32{
-	6, // 0: assay.agentadmin.v1.StatusResponse.tier:type_name -> assay.evidence.v1.Tier
-	2, // 1: assay.agentadmin.v1.StatusResponse.hooks:type_name -> assay.agentadmin.v1.Hook
-	7, // 2: assay.agentadmin.v1.ExplainResponse.facts:type_name -> assay.evidence.v1.Facts
-	5, // 3: assay.agentadmin.v1.ExplainResponse.matches:type_name -> assay.agentadmin.v1.Match
-	5, // 4: assay.agentadmin.v1.ExplainResponse.nearest:type_name -> assay.agentadmin.v1.Match
-	0, // 5: assay.agentadmin.v1.AgentAdmin.Status:input_type -> assay.agentadmin.v1.StatusRequest
-	3, // 6: assay.agentadmin.v1.AgentAdmin.Explain:input_type -> assay.agentadmin.v1.ExplainRequest
-	1, // 7: assay.agentadmin.v1.AgentAdmin.Status:output_type -> assay.agentadmin.v1.StatusResponse
-	4, // 8: assay.agentadmin.v1.AgentAdmin.Explain:output_type -> assay.agentadmin.v1.ExplainResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	12, // 0: assay.agentadmin.v1.StatusResponse.tier:type_name -> assay.evidence.v1.Tier
+	2,  // 1: assay.agentadmin.v1.StatusResponse.hooks:type_name -> assay.agentadmin.v1.Hook
+	13, // 2: assay.agentadmin.v1.ExplainResponse.facts:type_name -> assay.evidence.v1.Facts
+	5,  // 3: assay.agentadmin.v1.ExplainResponse.matches:type_name -> assay.agentadmin.v1.Match
+	5,  // 4: assay.agentadmin.v1.ExplainResponse.nearest:type_name -> assay.agentadmin.v1.Match
+	8,  // 5: assay.agentadmin.v1.ListDenialsResponse.denials:type_name -> assay.agentadmin.v1.Denial
+	13, // 6: assay.agentadmin.v1.Denial.facts:type_name -> assay.evidence.v1.Facts
+	5,  // 7: assay.agentadmin.v1.Denial.nearest:type_name -> assay.agentadmin.v1.Match
+	5,  // 8: assay.agentadmin.v1.ExplainIdentityResponse.entries:type_name -> assay.agentadmin.v1.Match
+	11, // 9: assay.agentadmin.v1.ExplainIdentityResponse.deliveries:type_name -> assay.agentadmin.v1.Delivery
+	8,  // 10: assay.agentadmin.v1.ExplainIdentityResponse.denials:type_name -> assay.agentadmin.v1.Denial
+	14, // 11: assay.agentadmin.v1.Delivery.process:type_name -> assay.evidence.v1.ProcessKey
+	0,  // 12: assay.agentadmin.v1.AgentAdmin.Status:input_type -> assay.agentadmin.v1.StatusRequest
+	3,  // 13: assay.agentadmin.v1.AgentAdmin.Explain:input_type -> assay.agentadmin.v1.ExplainRequest
+	6,  // 14: assay.agentadmin.v1.AgentAdmin.ListDenials:input_type -> assay.agentadmin.v1.ListDenialsRequest
+	9,  // 15: assay.agentadmin.v1.AgentAdmin.ExplainIdentity:input_type -> assay.agentadmin.v1.ExplainIdentityRequest
+	1,  // 16: assay.agentadmin.v1.AgentAdmin.Status:output_type -> assay.agentadmin.v1.StatusResponse
+	4,  // 17: assay.agentadmin.v1.AgentAdmin.Explain:output_type -> assay.agentadmin.v1.ExplainResponse
+	7,  // 18: assay.agentadmin.v1.AgentAdmin.ListDenials:output_type -> assay.agentadmin.v1.ListDenialsResponse
+	10, // 19: assay.agentadmin.v1.AgentAdmin.ExplainIdentity:output_type -> assay.agentadmin.v1.ExplainIdentityResponse
+	16, // [16:20] is the sub-list for method output_type
+	12, // [12:16] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_assay_agentadmin_agentadmin_proto_init() }
@@ -544,7 +989,7 @@ func file_assay_agentadmin_agentadmin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_agentadmin_agentadmin_proto_rawDesc), len(file_assay_agentadmin_agentadmin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,8 +23,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AgentAdmin_Status_FullMethodName  = "/assay.agentadmin.v1.AgentAdmin/Status"
-	AgentAdmin_Explain_FullMethodName = "/assay.agentadmin.v1.AgentAdmin/Explain"
+	AgentAdmin_Status_FullMethodName          = "/assay.agentadmin.v1.AgentAdmin/Status"
+	AgentAdmin_Explain_FullMethodName         = "/assay.agentadmin.v1.AgentAdmin/Explain"
+	AgentAdmin_ListDenials_FullMethodName     = "/assay.agentadmin.v1.AgentAdmin/ListDenials"
+	AgentAdmin_ExplainIdentity_FullMethodName = "/assay.agentadmin.v1.AgentAdmin/ExplainIdentity"
 )
 
 // AgentAdminClient is the client API for AgentAdmin service.
@@ -34,6 +36,10 @@ type AgentAdminClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	// Explain tells what the agent knows of a process now, and which entries it matches or nearly matches.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// ListDenials tells of callers who were given nothing, the newest first; the agent remembers some hundreds since its start.
+	ListDenials(ctx context.Context, in *ListDenialsRequest, opts ...grpc.CallOption) (*ListDenialsResponse, error)
+	// ExplainIdentity tells who may have, and who lately was given, a SPIFFE ID on this node.
+	ExplainIdentity(ctx context.Context, in *ExplainIdentityRequest, opts ...grpc.CallOption) (*ExplainIdentityResponse, error)
 }
 
 type agentAdminClient struct {
@@ -64,6 +70,26 @@ func (c *agentAdminClient) Explain(ctx context.Context, in *ExplainRequest, opts
 	return out, nil
 }
 
+func (c *agentAdminClient) ListDenials(ctx context.Context, in *ListDenialsRequest, opts ...grpc.CallOption) (*ListDenialsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDenialsResponse)
+	err := c.cc.Invoke(ctx, AgentAdmin_ListDenials_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentAdminClient) ExplainIdentity(ctx context.Context, in *ExplainIdentityRequest, opts ...grpc.CallOption) (*ExplainIdentityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainIdentityResponse)
+	err := c.cc.Invoke(ctx, AgentAdmin_ExplainIdentity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentAdminServer is the server API for AgentAdmin service.
 // All implementations must embed UnimplementedAgentAdminServer
 // for forward compatibility.
@@ -71,6 +97,10 @@ type AgentAdminServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	// Explain tells what the agent knows of a process now, and which entries it matches or nearly matches.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// ListDenials tells of callers who were given nothing, the newest first; the agent remembers some hundreds since its start.
+	ListDenials(context.Context, *ListDenialsRequest) (*ListDenialsResponse, error)
+	// ExplainIdentity tells who may have, and who lately was given, a SPIFFE ID on this node.
+	ExplainIdentity(context.Context, *ExplainIdentityRequest) (*ExplainIdentityResponse, error)
 	mustEmbedUnimplementedAgentAdminServer()
 }
 
@@ -86,6 +116,12 @@ func (UnimplementedAgentAdminServer) Status(context.Context, *StatusRequest) (*S
 }
 func (UnimplementedAgentAdminServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedAgentAdminServer) ListDenials(context.Context, *ListDenialsRequest) (*ListDenialsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDenials not implemented")
+}
+func (UnimplementedAgentAdminServer) ExplainIdentity(context.Context, *ExplainIdentityRequest) (*ExplainIdentityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainIdentity not implemented")
 }
 func (UnimplementedAgentAdminServer) mustEmbedUnimplementedAgentAdminServer() {}
 func (UnimplementedAgentAdminServer) testEmbeddedByValue()                    {}
@@ -144,6 +180,42 @@ func _AgentAdmin_Explain_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentAdmin_ListDenials_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDenialsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentAdminServer).ListDenials(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentAdmin_ListDenials_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentAdminServer).ListDenials(ctx, req.(*ListDenialsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentAdmin_ExplainIdentity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainIdentityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentAdminServer).ExplainIdentity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentAdmin_ExplainIdentity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentAdminServer).ExplainIdentity(ctx, req.(*ExplainIdentityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentAdmin_ServiceDesc is the grpc.ServiceDesc for AgentAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -158,6 +230,14 @@ var AgentAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _AgentAdmin_Explain_Handler,
+		},
+		{
+			MethodName: "ListDenials",
+			Handler:    _AgentAdmin_ListDenials_Handler,
+		},
+		{
+			MethodName: "ExplainIdentity",
+			Handler:    _AgentAdmin_ExplainIdentity_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

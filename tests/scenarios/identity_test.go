@@ -75,6 +75,17 @@ func TestOtherParentGetsNothing(t *testing.T) {
 	}
 	lacks := "lacks=parent:sha256:" + digestOf(t, self)
 	eventually(t, "the agent's log to say what was missing", func() bool { return strings.Contains(shared.logs.String(), lacks) })
+
+	// What the caller was told leads the operator to the rest.
+	_, ref, _ := strings.Cut(string(out), "(reference ")
+	ref, _, _ = strings.Cut(ref, ")")
+	missing := "parent:sha256:" + digestOf(t, self)
+	contains(t, "explain REFERENCE", shared.must(t, nil, "explain", ref), ref+" was denied", bin("assay"), missing)
+	contains(t, "explain --last-denials", shared.must(t, nil, "explain", "--last-denials", "1"), ref)
+	contains(t, "explain --spiffe-id", shared.must(t, nil, "explain", "--spiffe-id", "spiffe://example.org/tool"), "demands", missing, ref)
+	if _, err := shared.assay(t, "explain", "NEVER123"); err == nil || !strings.Contains(err.Error(), "its log has them") {
+		t.Errorf("an unknown reference: %v", err)
+	}
 }
 
 func TestExplain(t *testing.T) {

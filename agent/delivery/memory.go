@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -30,25 +31,28 @@ type Denial struct {
 	Nearest []selectors.Near
 }
 
-// Denials remembers the last callers who were given nothing, for `assay explain`. It is safe for
-// concurrent use; make one with NewDenials.
-type Denials struct {
-	mu   sync.Mutex
-	ring []Denial
-	next int
+// Memory remembers the last callers who were given nothing, and the last who were given something, for `assay
+// explain`. It is safe for concurrent use; make one with NewMemory.
+type Memory struct {
+	mu         sync.Mutex
+	denials    ring[Denial]
+	deliveries ring[history.Delivery]
 }
 
 const (
-	rememberedDenials = 256
-	nearestRemembered = 3
+	rememberedDenials    = 256
+	rememberedDeliveries = 1024
+	nearestRemembered    = 3
 )
 
-// NewDenials returns one that remembers nothing yet.
-func NewDenials() *Denials { return &Denials{} }
+// NewMemory returns one that remembers nothing yet.
+func NewMemory() *Memory {
+	return &Memory{denials: ring[Denial]{limit: rememberedDenials}, deliveries: ring[history.Delivery]{limit: rememberedDeliveries}}
+}
 
-// Find returns the denial that a caller was told the reference of.
-func (d *Denials) Find(ref string) (Denial, bool) {
-	for _, x := range d.Last(rememberedDenials) {
+// Denial returns the one that a caller was told the reference of.
+func (m *Memory) Denial(ref string) (Denial, bool) {
+	for _, x := range m.Denials() {
 		if strings.EqualFold(x.Ref, ref) {
 			return x, true
 		}
@@ -56,27 +60,56 @@ func (d *Denials) Find(ref string) (Denial, bool) {
 	return Denial{}, false
 }
 
-// Last returns up to n denials, the newest first.
-func (d *Denials) Last(n int) []Denial {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := slices.Concat(d.ring[d.next:], d.ring[:d.next])
-	slices.Reverse(out)
-	return out[:min(n, len(out))]
+// Denials returns those that are remembered, the newest first.
+func (m *Memory) Denials() []Denial {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.denials.newest()
 }
 
-// add remembers the denial and returns its reference.
-func (d *Denials) add(x Denial) string {
+// Deliveries returns those that are remembered, the newest first.
+func (m *Memory) Deliveries() []history.Delivery {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.deliveries.newest()
+}
+
+// denied remembers the denial and returns its reference.
+func (m *Memory) denied(x Denial) string {
 	x.Ref = rand.Text()[:8]
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.ring) < rememberedDenials {
-		d.ring = append(d.ring, x)
-	} else {
-		d.ring[d.next] = x
-		d.next = (d.next + 1) % rememberedDenials
-	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.denials.add(x)
 	return x.Ref
+}
+
+func (m *Memory) delivered(list []history.Delivery) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range list {
+		m.deliveries.add(d)
+	}
+}
+
+// ring holds the last limit values.
+type ring[V any] struct {
+	limit, next int
+	values      []V
+}
+
+func (r *ring[V]) add(v V) {
+	if len(r.values) < r.limit {
+		r.values = append(r.values, v)
+		return
+	}
+	r.values[r.next] = v
+	r.next = (r.next + 1) % r.limit
+}
+
+func (r *ring[V]) newest() []V {
+	out := slices.Concat(r.values[r.next:], r.values[:r.next])
+	slices.Reverse(out)
+	return out
 }
 
 // refuse ends a call whose caller can not be attested (w is nil), or is no longer who it was. The caller
@@ -89,7 +122,7 @@ func (d *Desk) refuse(ctx context.Context, w Workload, err error) error {
 	if w != nil {
 		x.Facts = w.Facts()
 	}
-	ref := d.cfg.Denials.add(x)
+	ref := d.cfg.Memory.denied(x)
 	d.cfg.Logger.Warn("caller refused", "reason", err, "reference", ref)
 	return status.Errorf(codes.PermissionDenied, "%v (reference %s)", err, ref)
 }
@@ -117,7 +150,7 @@ func (d *Desk) none(w Workload, err error) error {
 		x.Reason = err.Error()
 		attrs = append(attrs, "error", err)
 	}
-	ref := d.cfg.Denials.add(x)
+	ref := d.cfg.Memory.denied(x)
 	d.cfg.Logger.Info("no identity issued", append(attrs, "reference", ref)...)
 	return status.Errorf(codes.PermissionDenied, "no identity issued (reference %s)", ref)
 }
