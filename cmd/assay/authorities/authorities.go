@@ -14,10 +14,10 @@ import (
 	"github.com/assay-id/assay/cmd/assay/cli"
 )
 
-// Commands are bundle, federation, localauthority, upstreamauthority, x509, jwt and wit.
+// Commands are bundle, federation, localauthority, upstreamauthority, x509, jwt, wit, svid and crl.
 func Commands(shared *cli.App) []*cobra.Command {
 	a := &app{shared}
-	return []*cobra.Command{a.bundle(), a.federation(), a.localAuthority(), a.upstreamAuthority(), a.mintX509(), a.mintJWT(), a.mintWIT()}
+	return []*cobra.Command{a.bundle(), a.federation(), a.localAuthority(), a.upstreamAuthority(), a.mintX509(), a.mintJWT(), a.mintWIT(), a.svid(), a.crl()}
 }
 
 // app is what the commands share.

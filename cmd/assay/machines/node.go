@@ -56,7 +56,7 @@ func (a *app) node() *cobra.Command {
 		one("approve", "Lets in a node that is pending: its TPM goes into the inventory, and it attests again by itself", func(ctx context.Context, client adminpb.NodeAdminClient, id string) (*adminpb.Node, error) {
 			return client.Approve(ctx, &adminpb.ApproveRequest{SpiffeId: id})
 		}),
-		reason(one("suspend", "Stops serving a node until it is readmitted; its workloads keep the SVIDs that they have until those end", func(ctx context.Context, client adminpb.NodeAdminClient, id string) (*adminpb.Node, error) {
+		reason(one("suspend", "Stops serving a node until it is readmitted; the X.509-SVIDs of its workloads are revoked (unless revocation { on_suspend = false })", func(ctx context.Context, client adminpb.NodeAdminClient, id string) (*adminpb.Node, error) {
 			return client.Suspend(ctx, &adminpb.SuspendRequest{SpiffeId: id, Reason: why})
 		})),
 		one("readmit", "Ends a suspension; a node with a TPM must attest again in full", func(ctx context.Context, client adminpb.NodeAdminClient, id string) (*adminpb.Node, error) {
