@@ -10,10 +10,10 @@ GO := CGO_ENABLED=0 go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help setup setup-tests build demo dev test test-unit test-scenarios test-guest test-measured interop fuzz bench lint fmt generate check-generated clean
+.PHONY: help setup setup-tests build build-pkcs11 demo dev test test-unit test-scenarios test-guest test-measured test-clients interop fuzz bench lint fmt generate check-generated clean
 
 help: ## Lists every target.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
 
 setup: ## Installs the Debian packages that building and `make demo` need (and Go, if there is none).
 	@./tests/setup.sh demo
@@ -24,6 +24,10 @@ setup-tests: ## Installs what `make test` needs on top: QEMU and two Debian kern
 build: setup ## Builds assay, assay-agent and assay-server into bin/.
 	@PATH="$$PATH:/usr/local/go/bin" $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/assay ./cmd/assay-agent ./cmd/assay-server
 
+build-pkcs11: setup ## Builds assay-pkcs11, which loads an HSM's module for assay-server, into bin/. Needs gcc and libc6-dev.
+	@command -v gcc >/dev/null || { echo "assay-pkcs11 loads C libraries, so it is built with gcc: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@PATH="$$PATH:/usr/local/go/bin" CGO_ENABLED=1 go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/assay-pkcs11
+
 demo: build ## Tells the story: a node proves itself, workloads get identities, impostors fail. Needs root.
 	@$(GO) build -trimpath -o bin/ ./tests/demo ./tests/demo/payments ./tests/demo/ledger
 	@bin/demo
@@ -31,7 +35,7 @@ demo: build ## Tells the story: a node proves itself, workloads get identities, 
 dev: build ## Runs a server and an agent in the foreground for your own experiments. Needs root.
 	@bin/assay dev
 
-test: setup-tests build ## Runs everything: lint, unit tests, scenarios on this kernel (tier T2), then the same in guests (tier T1), then measured boots. Needs root.
+test: setup-tests build build-pkcs11 ## Runs everything: lint, unit tests, scenarios on this kernel (tier T2), others' clients, then the same in guests (tier T1), then measured boots. Needs root.
 	@./tests/run.sh all
 
 test-unit: setup-tests ## Runs the unit tests only.
@@ -45,6 +49,9 @@ test-guest: setup-tests build ## Runs the scenarios in QEMU guests only, one boo
 
 test-measured: setup-tests build ## Boots machines whose firmware measures what it starts, and changes one byte. Needs root.
 	@./tests/run.sh measured
+
+test-clients: setup-tests build ## Runs unmodified clients, from go-spiffe to nginx, while SVIDs rotate and the agent is killed. Needs root; SPIFFE_HELPER=path and GHOSTUNNEL=path add those.
+	@SPIFFE_HELPER="$(SPIFFE_HELPER)" GHOSTUNNEL="$(GHOSTUNNEL)" ./tests/run.sh clients
 
 interop: build ## Runs beside others' programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path PEBBLE=path. Needs root.
 	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" PEBBLE="$(PEBBLE)" $(GO) test -count=1 -v ./tests/interop

@@ -5,7 +5,10 @@
 #   setup.sh tests   that, and what the tests, the guests and the generators need
 set -eu
 demo="ca-certificates git make swtpm swtpm-tools"
-tests="$demo qemu-system-x86 ovmf busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev protobuf-compiler"
+tests="$demo qemu-system-x86 ovmf busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev softhsm2 opensc protobuf-compiler"
+services="nginx-light haproxy" # tests/clients starts its own
+tests="$tests $services"
+command -v npm >/dev/null || tests="$tests nodejs npm" # a Node from elsewhere brings its npm
 case ${1:-} in
 demo) want=$demo ;;
 tests) want=$tests ;;
@@ -33,6 +36,9 @@ if [ -n "$missing" ]; then
 	echo "installing$missing"
 	# shellcheck disable=SC2086
 	apt_get $missing
+	for p in $services; do
+		case "$missing " in *" $p "*) as_root systemctl disable --quiet --now "${p%-light}" 2>/dev/null || true ;; esac
+	done
 fi
 
 # Go 1.21 or newer fetches by itself the version that go.mod asks for.

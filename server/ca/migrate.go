@@ -32,21 +32,26 @@ func (c *CA) openDir() error {
 	if c.cfg.Keys == nil {
 		c.cfg.Keys = disk
 	}
-	path := filepath.Join(c.cfg.Dir, "server-id")
+	c.serverID, err = ReadID(c.cfg.Dir)
+	return err
+}
+
+// ReadID reads or makes the id of the server whose CA has that folder: a UUID.
+func ReadID(dir string) (string, error) {
+	path := filepath.Join(dir, "server-id")
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		data = []byte(uuid.NewString() + "\n")
 		err = replaceFile(path, data)
 	}
 	if err != nil {
-		return fmt.Errorf("the server's id: %w", err)
+		return "", fmt.Errorf("the server's id: %w", err)
 	}
 	id, err := uuid.Parse(strings.TrimSpace(string(data)))
 	if err != nil {
-		return fmt.Errorf("%s holds no UUID; restore it from a backup, or remove it and the server makes new authorities: %w", path, err)
+		return "", fmt.Errorf("%s holds no UUID; restore it from a backup, or remove it and the server makes new authorities: %w", path, err)
 	}
-	c.serverID = id.String()
-	return nil
+	return id.String(), nil
 }
 
 func replaceFile(path string, data []byte) error {

@@ -2,7 +2,7 @@
 
 // Package keys keeps the private keys of the trust domain's authorities. A Manager makes a key
 // under a name, durably, and gives it out for signing; whether it can ever be read is the
-// manager's own affair (Disk: by root; TPM: by nobody).
+// manager's own affair (Disk: by root; TPM and PKCS11: by nobody).
 package keys
 
 import (
@@ -56,8 +56,10 @@ func generate(t Type) (crypto.Signer, error) {
 	case RSA4096:
 		return rsa.GenerateKey(rand.Reader, 4096)
 	}
-	return nil, fmt.Errorf("there is no key type %q: write one of %q", t, Types)
+	return nil, unknown(t)
 }
+
+func unknown(t Type) error { return fmt.Errorf("there is no key type %q: write one of %q", t, Types) }
 
 func checkName(name string) error {
 	ok := len(name) >= 1 && len(name) <= 128

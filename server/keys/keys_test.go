@@ -50,6 +50,7 @@ func check(t *testing.T, err error) {
 func managers(t *testing.T) map[string]func() keys.Manager {
 	disk, memory, chips := filepath.Join(t.TempDir(), "disk"), &keys.Memory{}, t.TempDir()
 	tpm := swtpmtest.New(t)
+	hsm := newHSM(t)
 	var last *keys.TPM
 	return map[string]func() keys.Manager{
 		"disk": func() keys.Manager {
@@ -65,6 +66,7 @@ func managers(t *testing.T) map[string]func() keys.Manager {
 			last = openTPM(t, tpm.Path, chips)
 			return last
 		},
+		"pkcs11": func() keys.Manager { return hsm.open(t) },
 	}
 }
 
