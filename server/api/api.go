@@ -167,6 +167,7 @@ func New(cfg Config) *Server {
 		cfg.Level = &slog.LevelVar{}
 	}
 	s := &Server{cfg: cfg, attestors: map[string]Attestor{}, health: health.NewServer()}
+	s.cfg.Signer = timedSigner{cfg.Signer, func(took time.Duration) { s.gate.Signed(took) }}
 	for _, a := range cfg.Attestors {
 		s.attestors[a.Type()] = a
 	}

@@ -10,18 +10,15 @@ import (
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/server/api/wire"
+	"github.com/assay-id/assay/server/gate"
 )
 
 // encodedBundle is the trust bundle as the bytes of a WatchResponse, the same for all agents.
 type encodedBundle struct {
 	sequence uint64
 	changed  <-chan struct{} // closed when there is another
-	fields   []byte
+	fields   gate.Encoded
 }
-
-// add puts the bundle into a message. To protobuf they are fields that it does not know: it writes
-// them out as they are.
-func (b *encodedBundle) add(msg *nodev1.WatchResponse) { msg.ProtoReflect().SetUnknown(b.fields) }
 
 // broadcast encodes each bundle once, not for each of thousands of streams.
 type broadcast struct {

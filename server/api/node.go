@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
@@ -43,15 +44,14 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 	feed.Resume(first.Resume)
 	known := &foreignBundles{s: s.Server, agent: agent, sent: map[spiffeid.TrustDomain]*federation.Bundle{}}
 	var bundleChanged, foreignChanged, listsChanged <-chan struct{} // nil until the first, full message
-	addBundle := func(msg *nodev1.WatchResponse) error {
+	bundle := func() (gate.Encoded, error) {
 		b, err := s.bundle()
 		if err != nil {
-			return wire.Error(err)
+			return nil, wire.Error(err)
 		}
-		b.add(msg)
 		bundleChanged = b.changed
 		uses.told(b.sequence)
-		return nil
+		return b.fields, nil
 	}
 	for {
 		msg := &nodev1.WatchResponse{}
@@ -69,16 +69,23 @@ func (s *nodeService) Watch(stream nodev1.Node_WatchServer) error {
 			}
 			msg = wire.Delta(d)
 			if first {
-				if err := addBundle(msg); err != nil {
+				fields, err := bundle()
+				if err != nil {
 					return err
 				}
+				msg.ProtoReflect().SetUnknown(protoreflect.RawFields(fields)) // written out as they are
 				msg.Revocations, listsChanged = s.lists()
 			}
 			foreignChanged = known.update(msg)
 		case <-bundleChanged:
-			if err := addBundle(msg); err != nil {
+			fields, err := bundle()
+			if err == nil {
+				err = stream.SendMsg(fields)
+			}
+			if err != nil {
 				return err
 			}
+			continue
 		case <-listsChanged:
 			msg.Revocations, listsChanged = s.lists()
 		case <-foreignChanged:

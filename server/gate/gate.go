@@ -17,6 +17,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"time"
 
@@ -61,6 +62,7 @@ type Config struct {
 type Gate struct {
 	cfg       Config
 	limits    map[string]*buckets // by method
+	capacity  capacity
 	tcp, unix *grpc.Server
 }
 
@@ -69,17 +71,18 @@ const (
 	pingEvery        = 30 * time.Second // finds agents that are gone
 	pingTimeout      = 20 * time.Second
 	minPing          = 10 * time.Second // faster pings of a client end its connection
+	handshakeTimeout = 20 * time.Second // and of clients of gRPC, too
 	stopGrace        = 10 * time.Second
 	maxFromOperators = 64 << 20 // bytes of one message: rules may come with lists of files
 )
 
 // New makes a gate before the services that register adds; Serve opens it.
 func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
-	g := &Gate{cfg: cfg, limits: limitsOf(cfg.Limits, cfg.Now)}
-	guards := []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
+	g := &Gate{cfg: cfg, limits: limitsOf(cfg.Limits, cfg.Now), capacity: capacity{processors: runtime.GOMAXPROCS(0)}}
+	guards := []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec()), grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
 	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}), grpc.MaxRecvMsgSize(maxFromOperators))...)
 	g.tcp = grpc.NewServer(append(guards,
-		grpc.Creds(credentials.NewTLS(g.tlsConfig())),
+		grpc.Creds(newHandshakes(credentials.NewTLS(g.tlsConfig()), runtime.GOMAXPROCS(0))), grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.ReadBufferSize(0), // TLS has a buffer of its own; what is written shares its buffers

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"crypto"
+	"crypto/x509"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/assay-id/assay/server/ca"
+)
+
+// timedSigner tells the gate how long signatures take.
+type timedSigner struct {
+	Signer
+	signed func(took time.Duration)
+}
+
+func (t timedSigner) SignWorkload(req ca.Request) ([]*x509.Certificate, error) {
+	defer t.since(time.Now())
+	return t.Signer.SignWorkload(req)
+}
+
+func (t timedSigner) SignAgent(id spiffeid.ID, key crypto.PublicKey) ([]*x509.Certificate, error) {
+	defer t.since(time.Now())
+	return t.Signer.SignAgent(id, key)
+}
+
+func (t timedSigner) SignJWT(req ca.JWTRequest) (ca.Token, error) {
+	defer t.since(time.Now())
+	return t.Signer.SignJWT(req)
+}
+
+func (t timedSigner) SignWIT(req ca.WITRequest) (ca.Token, error) {
+	defer t.since(time.Now())
+	return t.Signer.SignWIT(req)
+}
+
+func (t timedSigner) since(began time.Time) { t.signed(time.Since(began)) }
