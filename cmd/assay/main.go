@@ -19,6 +19,7 @@ import (
 	"github.com/assay-id/assay/cmd/assay/entries"
 	"github.com/assay-id/assay/cmd/assay/explain"
 	"github.com/assay-id/assay/cmd/assay/machines"
+	"github.com/assay-id/assay/cmd/assay/policies"
 )
 
 var version = "unknown"
@@ -48,6 +49,6 @@ func root() *cobra.Command {
 	a := &app{shared}
 	c.AddCommand(machines.Commands(shared)...)
 	c.AddCommand(authorities.Commands(shared)...)
-	c.AddCommand(entries.Command(shared), a.token(), a.fetch(), a.watch(), explain.Command(shared), a.server(), a.healthcheck(), a.debug(), a.logger(), a.agent(), a.dev())
+	c.AddCommand(entries.Command(shared), a.token(), a.fetch(), a.watch(), explain.Command(shared), policies.Command(shared), a.server(), a.healthcheck(), a.debug(), a.logger(), a.agent(), a.dev())
 	return c
 }
