@@ -28,6 +28,9 @@ build-pkcs11: setup ## Builds assay-pkcs11, which loads an HSM's module for assa
 	@command -v gcc >/dev/null || { echo "assay-pkcs11 loads C libraries, so it is built with gcc: apt-get install gcc libc6-dev" >&2; exit 1; }
 	@PATH="$$PATH:/usr/local/go/bin" CGO_ENABLED=1 go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/assay-pkcs11
 
+install: build ## Puts programs, systemd units, users and example configurations below DESTDIR (default: this machine).
+	@./deploy/install.sh "$(DESTDIR)"
+
 demo: build ## Tells the story: a node proves itself, workloads get identities, impostors fail. Needs root.
 	@$(GO) build -trimpath -o bin/ ./tests/demo ./tests/demo/payments ./tests/demo/ledger
 	@bin/demo

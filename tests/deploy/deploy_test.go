@@ -30,12 +30,12 @@ func TestUnits(t *testing.T) {
 	h.write(t, "/etc/assay/agent.hcl", agentConf)
 	h.systemctl(t, "start", "assay-agent")
 	t.Run("Power", func(t *testing.T) { testPower(t, h) })
-	h.must(t, "assay", "entry", "create", "/work", "--node", "all", "--selector", "unix:uid:65534", "--selector", "evidence:tier:t2", "--selector", "unix:path:/usr/bin/assay")
+	h.must(t, "assay", "entry", "create", "--spiffe-id", "spiffe://example.org/work", "--parent", h.nodeID(t), "--selector", "unix:uid:65534", "--selector", "evidence:tier:t2", "--selector", "unix:path:/usr/bin/assay")
 	fetched(t, h)
 	t.Run("Restart", func(t *testing.T) {
 		h.systemctl(t, "restart", "assay-agent")
 		fetched(t, h)
-		if n := strings.Count(h.log.String(), "kernel sensor attached"); n != 1 {
+		if n := strings.Count(h.log(), "kernel sensor attached"); n != 1 {
 			t.Errorf("the sensor was attached %d times", n)
 		}
 	})
@@ -48,6 +48,19 @@ func (h *host) startServer(t *testing.T) {
 	h.write(t, "/etc/assay/server.hcl", "trust_domain = \"example.org\"\nbind_address = \"127.0.0.1\"\nbind_port = 18081\ntpm {\n  ek_ca_path = \"/etc/assay/tpm-makers.pem\"\n}\n")
 	h.systemctl(t, "start", "assay-server")
 	h.must(t, "sh", "-c", "assay bundle show > /etc/assay/bundle.pem")
+}
+
+// nodeID waits for the node to be admitted.
+func (h *host) nodeID(t *testing.T) (id string) {
+	t.Helper()
+	h.eventually(t, "the node", func() error {
+		out, err := h.try("assay", "node", "list", "-o", "json")
+		if id = regexp.MustCompile(`spiffe://example.org/spire/agent/tpm/\w+`).FindString(out); id == "" && err == nil {
+			err = fmt.Errorf("the server knows %s", out)
+		}
+		return err
+	})
+	return id
 }
 
 // fetch asks for an SVID as a user other than root.

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +25,6 @@ const patience = 90 * time.Second
 type host struct {
 	dir, name string
 	manager   *exec.Cmd
-	log       logBuffer
 	done      chan struct{}
 	ekCA      []byte
 }
@@ -41,8 +39,13 @@ func startHost(t *testing.T) *host {
 	}
 	h := &host{dir: t.TempDir(), name: fmt.Sprintf("assay-deploy-%d", os.Getpid()), done: make(chan struct{})}
 	h.startTPM(t)
+	log, err := os.Create(h.dir + "/tpm/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
 	h.manager = exec.Command("unshare", "--mount", "--propagation", "private", repo+"/tests/deploy/testdata/host.sh", repo, h.dir, h.name)
-	h.manager.Stdout, h.manager.Stderr = &h.log, &h.log
+	h.manager.Stdout, h.manager.Stderr = log, log
 	if err := h.manager.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +76,15 @@ func needs(t *testing.T, programs ...string) {
 	}
 }
 
+// log is what systemd and its services have said.
+func (h *host) log() string {
+	out, err := os.ReadFile(h.dir + "/tpm/log")
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
 func (h *host) startTPM(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(h.dir, "tpm")
@@ -99,7 +111,7 @@ func (h *host) startTPM(t *testing.T) {
 // try runs a command on the host and returns what it printed.
 func (h *host) try(command ...string) (string, error) {
 	cmd := exec.Command("nsenter", append([]string{"--mount", "--target", fmt.Sprint(h.manager.Process.Pid),
-		"chroot", h.dir + "/root", "env", "XDG_RUNTIME_DIR=/run"}, command...)...)
+		"env", "XDG_RUNTIME_DIR=/run"}, command...)...)
 	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -112,7 +124,7 @@ func (h *host) must(t *testing.T, command ...string) string {
 	t.Helper()
 	out, err := h.try(command...)
 	if err != nil {
-		t.Fatalf("%v\n--- logs\n%s", err, &h.log)
+		t.Fatalf("%v\n--- logs\n%s", err, h.log())
 	}
 	return out
 }
@@ -125,7 +137,12 @@ func (h *host) write(t *testing.T, path, content string) {
 
 func (h *host) systemctl(t *testing.T, args ...string) string {
 	t.Helper()
-	return h.must(t, append([]string{"systemctl", "--user"}, args...)...)
+	out, err := h.try(append([]string{"systemctl", "--user"}, args...)...)
+	if err != nil {
+		status, _ := h.try("systemctl", "--user", "status", "--no-pager", "assay-*")
+		t.Fatalf("%v\n%s\n--- logs\n%s", err, status, h.log())
+	}
+	return out
 }
 
 // limit sets lines of a unit's section [Service], none for the unit as it is.
@@ -145,11 +162,11 @@ func (h *host) eventually(t *testing.T, what string, f func() error) {
 		}
 		select {
 		case <-h.done:
-			t.Fatalf("waiting for %s: systemd ended\n%s", what, &h.log)
+			t.Fatalf("waiting for %s: systemd ended\n%s", what, h.log())
 		default:
 		}
 	}
-	t.Fatalf("waiting for %s: %v\n--- logs\n%s", what, err, &h.log)
+	t.Fatalf("waiting for %s: %v\n--- logs\n%s", what, err, h.log())
 }
 
 // stop ends the services and systemd, and removes their cgroups.
@@ -169,7 +186,7 @@ func (h *host) stop(t *testing.T) {
 		}
 	}
 	if t.Failed() {
-		t.Logf("--- logs\n%s", &h.log)
+		t.Logf("--- logs\n%s", h.log())
 	}
 }
 
@@ -195,21 +212,4 @@ func removeCgroups(top string) error {
 		}
 	}
 	return err
-}
-
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

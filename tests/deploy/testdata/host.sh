@@ -20,11 +20,21 @@ for at in $(awk '$3 ~ /^cgroup2?$/ && $2 !~ /cpuset/ {print $2}' /proc/mounts); 
 	echo $$ >"$at/$name/cgroup.procs"
 done
 
+# There is no journal.
+mkdir "$root/etc/systemd/user/service.d"
+printf '[Service]\nStandardOutput=append:/run/tpm/log\nStandardError=append:/run/tpm/log\n' >"$root/etc/systemd/user/service.d/log.conf"
+
 "$repo/deploy/install.sh" "$root"
 for unit in "$root"/usr/lib/systemd/system/assay-*; do
 	ln -s "/usr/lib/systemd/system/${unit##*/}" "$root/etc/systemd/user/"
 done
-chroot "$root" systemd-sysusers /usr/lib/sysusers.d/assay.conf
-chroot "$root" systemd-tmpfiles --create /usr/lib/tmpfiles.d/assay.conf
+# Not chroot: who is in one gets no user namespace (PrivateUsers=).
+cd "$root"
+mkdir was
+pivot_root . was
+umount -l was
+systemd-sysusers /usr/lib/sysusers.d/assay.conf
+systemd-tmpfiles --create /usr/lib/tmpfiles.d/assay.conf
+umask 0 # as process 1: services of all users reach its sockets
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin XDG_RUNTIME_DIR=/run XDG_CONFIG_HOME=/var/lib XDG_CACHE_HOME=/var/cache HOME=/root \
-	chroot "$root" /lib/systemd/systemd --user --unit=basic.target --log-target=console
+	/lib/systemd/systemd --user --unit=basic.target --log-target=console
