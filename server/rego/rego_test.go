@@ -401,3 +401,31 @@ func TestTests(t *testing.T) {
 		t.Errorf("Check of something else: %v", err)
 	}
 }
+
+// TestDocs: the policies of docs/policy.md are those that are tested here.
+func TestDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, pattern := range []string{"testdata/*/*.rego", "testdata/*/*.json"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			n++
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(doc, text) {
+				t.Errorf("docs/policy.md does not have %s as it is", path)
+			}
+		}
+	}
+	if n != 5 {
+		t.Errorf("%d files", n)
+	}
+}
