@@ -2,7 +2,7 @@
 
 // Package clients runs programs that know nothing of Assay against it: nothing of theirs is changed, and each has a
 // version of its own (gospiffe/go.mod and go-2.2.mod, node/package-lock.json, Debian's packages). Their SVIDs live half a
-// minute and are replaced under traffic, the agent is killed in the middle of it, and no request may fail.
+// minute and are replaced under traffic, the agent is killed in the middle of it and more happens, and no request may fail.
 //
 // SPIFFE_HELPER and GHOSTUNNEL name those programs, which are built outside of this repository. Without the
 // first, a program of go-spiffe's feeds the files; without the second, there is no such tunnel.
@@ -23,8 +23,11 @@ func TestMain(m *testing.M) { os.Exit(swtpmtest.Main(m)) }
 
 const (
 	traffic  = time.Minute      // how long
+	secondAt = 10 * time.Second // when all clients get a second identity
 	killAt   = 20 * time.Second // when the agent is killed
 	awayFor  = 2 * time.Second  // how long nothing is in its place
+	firstAt  = 35 * time.Second // when the second identity ends
+	serverAt = 40 * time.Second // when the server starts again
 	requests = 60               // at least, of each flow: one a second, on the busiest machine
 	serials  = 3                // at least, of each side: two rotations
 )
@@ -95,7 +98,7 @@ func TestRotationUnderTraffic(t *testing.T) {
 		callers[name] = h.start(t, name, callerUser, path, append([]string{"call"}, flows[name]...)...)
 	}
 
-	h.killAmid(t)
+	h.disturb(t)
 	for _, p := range running {
 		p.alive(t)
 	}
@@ -108,17 +111,26 @@ func TestRotationUnderTraffic(t *testing.T) {
 	seen(t, servers)
 }
 
-// killAmid lets traffic flow, and in the middle of it the agent crash and come back.
-func (h *house) killAmid(t *testing.T) {
+// disturb lets traffic flow, and amid it all clients get a second identity, which must not become their first; the agent
+// crashes and comes back; the second identity ends; and the server starts again.
+func (h *house) disturb(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
-	time.Sleep(killAt)
+	until := func(at time.Duration) { time.Sleep(time.Until(begin.Add(at))) }
+	until(secondAt)
+	h.create(t, "second", "--id", "second", "--selector", "exec:file:regular", "--hint", "second")
+	until(killAt)
 	fatal(t, h.KillAgent())
 	killed := time.Now()
 	time.Sleep(awayFor)
 	fatal(t, h.StartAgent(t.Context()))
 	t.Logf("the agent was away for %s", time.Since(killed).Round(100*time.Millisecond))
-	time.Sleep(time.Until(begin.Add(traffic)))
+	until(firstAt)
+	h.assay(t, "entry", "delete", "second")
+	until(serverAt)
+	fatal(t, h.StopServer())
+	fatal(t, h.StartServer(t.Context()))
+	until(traffic)
 }
 
 // judge says what is wrong with a flow.
@@ -130,6 +142,9 @@ func judge(t *testing.T, name string, f flow) {
 	}
 	if f.Requests < requests {
 		t.Errorf("%s: only %d requests", name, f.Requests)
+	}
+	if strings.HasSuffix(name, "by token") && f.Identities != 2 {
+		t.Errorf("%s: it had %d identities at most, want 2", name, f.Identities)
 	}
 	want := serials
 	switch {
@@ -158,7 +173,12 @@ func seen(t *testing.T, servers map[string]*program) {
 		flows := p.report(t)
 		for _, client := range want[name] {
 			if n := len(flows[client].Serials); n < serials {
-				t.Errorf("%s saw %d certificates or tokens in %q, want %d", name, n, client, serials)
+				t.Errorf("%s saw %d certificates or tokens of %q, want %d", name, n, client, serials)
+			}
+		}
+		for _, second := range []string{id("second"), "tokens of " + id("second")} {
+			if len(flows[second].Serials) > 0 {
+				t.Errorf("%s saw %s: the order of identities changed", name, second)
 			}
 		}
 	}

@@ -66,14 +66,20 @@ func open(t *testing.T) *house {
 // register lets a program that a user runs be somebody.
 func (h *house) register(t *testing.T, name, program string, uid uint32) {
 	t.Helper()
+	h.create(t, name, "--binary", program, "--selector", fmt.Sprintf("unix:uid:%d", uid))
+}
+
+// create makes an entry, and returns when the agent knows it.
+func (h *house) create(t *testing.T, name string, selectors ...string) {
+	t.Helper()
 	before := h.revision(t)
-	ttl := life.String()
-	cmd := exec.Command(filepath.Join(h.bin, "assay"), "--server-socket", h.ServerSocket, "entry", "create", "--spiffe-id", id(name), "--parent", h.NodeID,
-		"--binary", program, "--selector", fmt.Sprintf("unix:uid:%d", uid), "--x509-ttl", ttl, "--jwt-ttl", ttl)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("entry %s: %v: %s", name, err, out)
-	}
+	h.assay(t, append([]string{"entry", "create", "--spiffe-id", id(name), "--parent", h.NodeID, "--x509-ttl", life.String(), "--jwt-ttl", life.String()}, selectors...)...)
 	eventually(t, "the agent to know "+name, func() bool { return h.revision(t) > before })
+}
+
+func (h *house) assay(t *testing.T, args ...string) {
+	t.Helper()
+	tool(t, exec.Command(filepath.Join(h.bin, "assay"), append([]string{"--server-socket", h.ServerSocket}, args...)...))
 }
 
 func (h *house) revision(t *testing.T) int64 {
@@ -181,9 +187,9 @@ func (p *program) alive(t *testing.T) {
 
 // flow is what a program of ours counted with one other.
 type flow struct {
-	Requests, Retries int
-	Failures          []string
-	Serials           map[string]bool
+	Requests, Retries, Identities int
+	Failures                      []string
+	Serials                       map[string]bool
 }
 
 // report ends a program of ours, and returns what it counted.

@@ -140,11 +140,12 @@ func (c *caller) jwt(name, address string, _ spiffeid.ID) (request, error) {
 	return func(ctx context.Context) error {
 		short, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
-		svid, err := c.tokens.FetchJWTSVID(short, jwtsvid.Params{Audience: audience})
+		svids, err := c.tokens.FetchJWTSVIDs(short, jwtsvid.Params{Audience: audience})
 		switch {
 		case err == nil:
-			last = svid
-			c.l.serial(name, svid.Marshal())
+			last = svids[0]
+			c.l.serial(name, last.Marshal())
+			c.l.change(name, func(f *flow) { f.Identities = max(f.Identities, len(svids)) })
 		case last == nil || time.Until(last.Expiry) < time.Second:
 			return err
 		default:

@@ -48,10 +48,11 @@ func run() int {
 
 // flow is what happened between this program and one other.
 type flow struct {
-	Requests int
-	Failures []string
-	Retries  int             // calls of the Workload API that failed, where the last answer was good enough
-	Serials  map[string]bool // certificates or tokens of the other side that were accepted
+	Requests   int
+	Failures   []string
+	Retries    int             // calls of the Workload API that failed, where the last answer was good enough
+	Serials    map[string]bool // certificates or tokens of the other side that were accepted
+	Identities int             // most of them that the Workload API gave tokens for at once
 }
 
 // ledger counts flows by name.

@@ -13,7 +13,7 @@ import loader from '@grpc/proto-loader';
 const [proto, listen, tlsAddress, jwtAddress, serverID] = process.argv.slice(2);
 const pauseMs = 100, patienceMs = 20_000, retryMs = 1000;
 const flows = {};
-const flow = (name) => flows[name] ??= { Requests: 0, Failures: [], Retries: 0, Serials: {} };
+const flow = (name) => flows[name] ??= { Requests: 0, Failures: [], Retries: 0, Serials: {}, Identities: 0 };
 
 const { SpiffeWorkloadAPI } = grpc.loadPackageDefinition(loader.loadSync(proto));
 const api = new SpiffeWorkloadAPI(process.env.SPIFFE_ENDPOINT_SOCKET, grpc.credentials.createInsecure());
@@ -54,8 +54,8 @@ function follow() {
   });
 }
 
-const fetchToken = () => new Promise((done, fail) => api.FetchJWTSVID({ audience: ['clients'] }, header,
-  { deadline: Date.now() + 2000 }, (err, r) => err ? fail(err) : done(r.svids[0].svid)));
+const fetchTokens = () => new Promise((done, fail) => api.FetchJWTSVID({ audience: ['clients'] }, header,
+  { deadline: Date.now() + 2000 }, (err, r) => err ? fail(err) : done(r.svids)));
 const validate = (svid) => new Promise((done, fail) => api.ValidateJWTSVID({ audience: 'clients', svid }, header,
   { deadline: Date.now() + 2000 }, (err, r) => err ? fail(err) : done(r.spiffeId)));
 
@@ -81,9 +81,10 @@ const byTLS = (f) => get(https, `https://${tlsAddress}/`, {
 let token;
 async function byToken(f) {
   try {
-    const fresh = await fetchToken();
-    await validate(fresh);
-    token = fresh;
+    const svids = await fetchTokens();
+    await validate(svids[0].svid);
+    token = svids[0].svid;
+    f.Identities = Math.max(f.Identities, svids.length);
     f.Serials[token] = true;
   } catch (err) {
     if (!token) throw err;
