@@ -10,7 +10,7 @@ GO := CGO_ENABLED=0 go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help setup setup-tests build build-pkcs11 demo dev test test-unit test-scenarios test-guest test-measured test-clients interop fuzz bench lint fmt generate check-generated clean
+.PHONY: help setup setup-tests build install build-pkcs11 demo dev test test-unit test-scenarios test-guest test-measured test-clients interop fuzz bench lint fmt generate check-generated clean
 
 help: ## Lists every target.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile
