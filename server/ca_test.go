@@ -13,6 +13,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 
 	"github.com/assay-id/assay/server"
+	"github.com/assay-id/assay/server/keys/softhsmtest"
 	"github.com/assay-id/assay/tpm/swtpmtest"
 )
 
@@ -28,14 +29,14 @@ func (e *env) roots() (roots []string) {
 	return roots
 }
 
-// TestKeyManagers: with keys in a TPM or on disk a restart keeps the authorities, and with keys in
+// TestKeyManagers: with keys in a TPM, in an HSM or on disk a restart keeps the authorities, and with keys in
 // memory it adds others; agents are admitted all the same.
 func TestKeyManagers(t *testing.T) {
-	tpm := swtpmtest.New(t)
+	tpm, hsm := swtpmtest.New(t), hsmConfig(t, softhsmtest.New(t))
 	for name, test := range map[string]struct {
 		conf  server.KeyManagerConfig
 		roots int
-	}{"disk": {server.KeyManagerConfig{Type: "disk"}, 1}, "memory": {server.KeyManagerConfig{Type: "memory"}, 2}, "tpm": {server.KeyManagerConfig{Type: "tpm", Path: tpm.Path}, 1}} {
+	}{"disk": {server.KeyManagerConfig{Type: "disk"}, 1}, "memory": {server.KeyManagerConfig{Type: "memory"}, 2}, "tpm": {server.KeyManagerConfig{Type: "tpm", Path: tpm.Path}, 1}, "pkcs11": {hsm, 1}} {
 		e := start(t, func(c *server.Config) { c.KeyManager = &test.conf })
 		before := e.roots()
 		e.newAgent()

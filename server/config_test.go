@@ -23,18 +23,28 @@ func TestConfig(t *testing.T) {
 		return func(c *server.Config) { c.NodeGroups = []policy.GroupConfig{g} }
 	}
 	for want, change := range map[string]func(*server.Config){
-		"trust_domain":                       func(c *server.Config) { c.TrustDomain = "Not A Domain" },
-		"data_dir":                           func(c *server.Config) { c.DataDir = "data" },
-		"bind_port":                          func(c *server.Config) { c.BindPort = 70000 },
-		"log_level":                          func(c *server.Config) { c.LogLevel = "loud" },
-		"ca_ttl 2h0m0s is too short":         func(c *server.Config) { c.CATTL = "2h" },
-		"default_jwt_svid_ttl":               func(c *server.Config) { c.DefaultJWTSVIDTTL = "1" },
-		"is too short for SVIDs of 5h":       func(c *server.Config) { c.DefaultJWTSVIDTTL = "5h" },
-		"ca_key_type \"ed25519\"":            func(c *server.Config) { c.CAKeyType = "ed25519" },
-		"jwt_key_type":                       func(c *server.Config) { c.JWTKeyType = "rsa-1024" },
-		"there is no key_manager":            func(c *server.Config) { c.KeyManager = &server.KeyManagerConfig{Type: "vault"} },
-		"takes no settings":                  func(c *server.Config) { c.KeyManager = &server.KeyManagerConfig{Type: "disk", Path: "/x"} },
-		"keys of type ec-p256 only":          func(c *server.Config) { c.KeyManager, c.CAKeyType = &server.KeyManagerConfig{Type: "tpm"}, "rsa-2048" },
+		"trust_domain":                 func(c *server.Config) { c.TrustDomain = "Not A Domain" },
+		"data_dir":                     func(c *server.Config) { c.DataDir = "data" },
+		"bind_port":                    func(c *server.Config) { c.BindPort = 70000 },
+		"log_level":                    func(c *server.Config) { c.LogLevel = "loud" },
+		"ca_ttl 2h0m0s is too short":   func(c *server.Config) { c.CATTL = "2h" },
+		"default_jwt_svid_ttl":         func(c *server.Config) { c.DefaultJWTSVIDTTL = "1" },
+		"is too short for SVIDs of 5h": func(c *server.Config) { c.DefaultJWTSVIDTTL = "5h" },
+		"ca_key_type \"ed25519\"":      func(c *server.Config) { c.CAKeyType = "ed25519" },
+		"jwt_key_type":                 func(c *server.Config) { c.JWTKeyType = "rsa-1024" },
+		"there is no key_manager":      func(c *server.Config) { c.KeyManager = &server.KeyManagerConfig{Type: "vault"} },
+		"takes no settings":            func(c *server.Config) { c.KeyManager = &server.KeyManagerConfig{Type: "disk", Path: "/x"} },
+		"keys of type ec-p256 only":    func(c *server.Config) { c.KeyManager, c.CAKeyType = &server.KeyManagerConfig{Type: "tpm"}, "rsa-2048" },
+		"belong to another type":       func(c *server.Config) { c.KeyManager = &server.KeyManagerConfig{Type: "tpm", Module: "/m.so"} },
+		"\"pkcs11\": write token_label": func(c *server.Config) {
+			c.KeyManager = &server.KeyManagerConfig{Type: "pkcs11", Module: "/m.so", PINPath: "/pin"}
+		},
+		"module \"m.so\"": func(c *server.Config) {
+			c.KeyManager = &server.KeyManagerConfig{Type: "pkcs11", Module: "m.so", TokenLabel: "a", PINPath: "/pin"}
+		},
+		"pin_path \"\"": func(c *server.Config) {
+			c.KeyManager = &server.KeyManagerConfig{Type: "pkcs11", Module: "/m.so", TokenLabel: "a"}
+		},
 		"no upstream_authority":              func(c *server.Config) { c.UpstreamAuthority = &server.UpstreamConfig{Type: "vault"} },
 		"upstream_authority: server_address": func(c *server.Config) { c.UpstreamAuthority = &server.UpstreamConfig{Type: "spire"} },
 		"upstream_authority: workload_api_socket": func(c *server.Config) {
