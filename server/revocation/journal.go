@@ -80,7 +80,7 @@ func (j *Journal) openActive() error {
 		return err
 	}
 	j.out, j.last = f, 0
-	size, err := each(f, func(r *Record) { j.last = max(j.last, r.NotAfter.Unix()) })
+	size, err := each(f, func(r *raw) { j.last = max(j.last, int64(r.end)) })
 	if errors.Is(err, errTorn) {
 		j.log.Warn("the end of the journal of signed SVIDs was not whole and is cut off", "file", f.Name(), "kept_bytes", size)
 		err = f.Truncate(size)
@@ -98,11 +98,13 @@ func (j *Journal) openActive() error {
 	return nil
 }
 
-// each reads records and returns how many bytes the whole ones take. errTorn: something else follows.
-func each(from io.Reader, do func(*Record)) (whole int64, err error) {
+// each reads records, which are do's for the time of the call, and returns how many bytes the whole ones take. errTorn:
+// something else follows.
+func each(from io.Reader, do func(*raw)) (whole int64, err error) {
 	in := bufio.NewReaderSize(from, 1<<18)
 	var head [headBytes]byte
 	body := make([]byte, maxRecord)
+	var r raw
 	for {
 		if _, err := io.ReadFull(in, head[:]); err == io.EOF {
 			return whole, nil
@@ -123,8 +125,7 @@ func each(from io.Reader, do func(*Record)) (whole int64, err error) {
 		if crc32.Checksum(body[:n], castagnoli) != binary.LittleEndian.Uint32(head[4:]) {
 			return whole, errTorn
 		}
-		r, err := readRecord(body[:n])
-		if err != nil {
+		if err := r.read(body[:n]); err != nil {
 			return whole, err
 		}
 		do(&r)
@@ -237,19 +238,19 @@ func (j *Journal) Find(scopes []Scope, found func(scope int, r Record)) error {
 	if err != nil {
 		return fmt.Errorf("read the journal of signed SVIDs: %w", err)
 	}
-	now := j.now()
+	now := j.now().Unix()
 	for i, f := range files {
 		var in io.Reader = f
 		if i == len(files)-1 {
 			in = io.LimitReader(f, size)
 		}
-		_, err := each(in, func(r *Record) {
-			if !now.Before(r.NotAfter) {
+		_, err := each(in, func(r *raw) {
+			if int64(r.end) <= now {
 				return
 			}
 			for i, s := range scopes {
 				if s.fits(r) {
-					found(i, *r)
+					found(i, r.record())
 				}
 			}
 		})

@@ -225,9 +225,10 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var again []byte
-		whole, err := each(bytes.NewReader(data), func(r *Record) {
+		whole, err := each(bytes.NewReader(data), func(r *raw) {
 			var err error
-			if again, err = appendRecord(again, r); err != nil {
+			rec := r.record()
+			if again, err = appendRecord(again, &rec); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -235,7 +236,10 @@ func FuzzRecords(f *testing.F) {
 			t.Fatalf("%d of %d bytes: %v", whole, len(data), err)
 		}
 		var twice []byte
-		if _, err := each(bytes.NewReader(again), func(r *Record) { twice, _ = appendRecord(twice, r) }); err != nil || !bytes.Equal(again, twice) {
+		if _, err := each(bytes.NewReader(again), func(r *raw) {
+			rec := r.record()
+			twice, _ = appendRecord(twice, &rec)
+		}); err != nil || !bytes.Equal(again, twice) {
 			t.Fatalf("what was read can not be read again: %v", err)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"time"
 
 	"github.com/assay-id/assay/selectors"
@@ -42,10 +43,10 @@ func (s Scope) specific() bool {
 	return s != Scope{}
 }
 
-func (s Scope) fits(r *Record) bool {
-	same := func(want, have string) bool { return want == "" || want == have }
-	return same(s.Authority, r.Authority) && same(s.Serial, r.Serial) && same(s.SPIFFEID, r.SPIFFEID) &&
-		same(s.Node, r.Node) && same(s.Entry, r.Entry) && (s.SHA256.IsZero() || s.SHA256 == r.SHA256)
+func (s Scope) fits(r *raw) bool {
+	same := func(want string, part int) bool { return want == "" || want == string(r.parts[part]) }
+	return same(s.Serial, serialPart) && same(s.Node, nodePart) && same(s.Entry, entryPart) && same(s.SPIFFEID, idPart) &&
+		same(s.Authority, authorityPart) && (s.SHA256.IsZero() || string(s.SHA256[:]) == string(r.parts[digestPart]))
 }
 
 // In the journal a record is its length and its CRC-32C, four bytes each, little-endian, and then:
@@ -84,30 +85,51 @@ func appendRecord(out []byte, r *Record) ([]byte, error) {
 	return out, nil
 }
 
-// readRecord reads what follows a head.
-func readRecord(body []byte) (r Record, err error) {
+// The parts of a record, in their order.
+const (
+	authorityPart = iota
+	serialPart
+	idPart
+	nodePart
+	entryPart
+	digestPart
+	parts
+)
+
+// raw is a record as it lies in a buffer: most are only looked at.
+type raw struct {
+	end   uint64
+	parts [parts][]byte
+}
+
+// read reads what follows a head.
+func (r *raw) read(body []byte) (err error) {
 	if len(body) == 0 || body[0] != recordForm {
-		return r, errors.New("a record of a form that this version does not know")
+		return errors.New("a record of a form that this version does not know")
 	}
-	body = body[1:]
-	end, body, err := takeUvarint(body)
-	if err != nil {
-		return r, err
+	if r.end, body, err = takeUvarint(body[1:]); err != nil {
+		return err
 	}
-	r.NotAfter = time.Unix(int64(end), 0).UTC()
-	var digest string
-	for _, part := range []*string{&r.Authority, &r.Serial, &r.SPIFFEID, &r.Node, &r.Entry, &digest} {
+	for i := range r.parts {
 		var n uint64
 		if n, body, err = takeUvarint(body); err != nil || n > uint64(len(body)) {
-			return r, errTorn
+			return errTorn
 		}
-		*part, body = string(body[:n]), body[n:]
+		r.parts[i], body = body[:n], body[n:]
 	}
-	if len(body) != 0 || len(digest) != 0 && len(digest) != len(r.SHA256) {
-		return r, errTorn
+	if n := len(r.parts[digestPart]); len(body) != 0 || n != 0 && n != len(selectors.Digest{}) || r.end > math.MaxInt64 {
+		return errTorn
 	}
-	copy(r.SHA256[:], digest)
-	return r, nil
+	return nil
+}
+
+func (r *raw) record() Record {
+	out := Record{
+		Authority: string(r.parts[authorityPart]), Serial: string(r.parts[serialPart]), SPIFFEID: string(r.parts[idPart]),
+		Node: string(r.parts[nodePart]), Entry: string(r.parts[entryPart]), NotAfter: time.Unix(int64(r.end), 0).UTC(),
+	}
+	copy(out.SHA256[:], r.parts[digestPart])
+	return out
 }
 
 func takeUvarint(b []byte) (uint64, []byte, error) {
