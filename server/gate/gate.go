@@ -85,7 +85,9 @@ func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
 		grpc.Creds(newHandshakes(credentials.NewTLS(g.tlsConfig()), runtime.GOMAXPROCS(0))), grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: maxConnectionAge, Time: pingEvery, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.ReadBufferSize(0), // TLS has a buffer of its own; what is written shares its buffers
+		// TLS has a buffer of its own to read from. Those to write to are shared; thousands of streams
+		// that are told the same at once need one each, which a bundle should fit into.
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(8<<10),
 	)...)
 	register(g.tcp, g.unix)
 	return g
