@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package softhsmtest gives tests a real PKCS #11 token (SoftHSM 2), the real assay-pkcs11, and a module
-// that stands before SoftHSM and fails when it is told to (faulty.c).
+// that stands before SoftHSM and fails when it is told to (testdata/faulty.c).
 package softhsmtest
 
 import (
@@ -45,7 +45,7 @@ func New(t testing.TB) *HSM {
 	command(t, "softhsm2-util", "--init-token", "--free", "--label", h.Label, "--pin", PIN, "--so-pin", "an SO PIN")
 	_, here, _, _ := runtime.Caller(0)
 	headers := strings.TrimSpace(command(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
-	command(t, "gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-I", headers, "-o", h.Module, filepath.Join(filepath.Dir(here), "faulty.c"), "-ldl")
+	command(t, "gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-I", headers, "-o", h.Module, filepath.Join(filepath.Dir(here), "testdata", "faulty.c"), "-ldl")
 	return h
 }
 
