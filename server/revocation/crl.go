@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -148,7 +149,7 @@ func (r *Registry) Handler() http.Handler {
 		h := w.Header()
 		h.Set("Content-Type", "application/pkix-crl")
 		h.Set("Cache-Control", fmt.Sprintf("public, max-age=%d", age))
-		h.Set("ETag", fmt.Sprintf("%q", l.list.Number))
+		h.Set("ETag", strconv.Quote(l.list.Number.String()))
 		http.ServeContent(w, req, "", l.list.ThisUpdate, bytes.NewReader(l.list.Raw))
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/assay-id/assay/selectors"
@@ -41,6 +42,21 @@ type Scope struct {
 func (s Scope) specific() bool {
 	s.Authority = ""
 	return s != Scope{}
+}
+
+// String is for people.
+func (s Scope) String() string {
+	var out []string
+	digest := ""
+	if !s.SHA256.IsZero() {
+		digest = s.SHA256.String()
+	}
+	for _, f := range [][2]string{{"authority", s.Authority}, {"serial", s.Serial}, {"spiffe_id", s.SPIFFEID}, {"node", s.Node}, {"entry", s.Entry}, {"sha256", digest}} {
+		if f[1] != "" {
+			out = append(out, f[0]+"="+f[1])
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 func (s Scope) fits(r *raw) bool {

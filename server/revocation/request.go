@@ -154,7 +154,7 @@ func (r *Registry) ask(ctx context.Context, req Request, more ...store.KV) (Outc
 	if _, err := r.cfg.Store.Commit(ctx, store.Txn{Puts: append(more, kv), Essential: true}); err != nil {
 		return Outcome{}, fmt.Errorf("ask for a revocation: %w", err)
 	}
-	r.cfg.Logger.Warn("asked to revoke SVIDs", "request", id, "scope", fmt.Sprintf("%+v", req.Scope), "reason", req.Reason, "why", req.Why, "by", req.By)
+	r.cfg.Logger.Warn("asked to revoke SVIDs", "request", id, "scope", req.Scope, "reason", req.Reason, "why", req.Why, "by", req.By)
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for {

@@ -62,7 +62,7 @@ func (s *revocationService) Revoke(ctx context.Context, req *revocationv1.Revoke
 	if err != nil {
 		return nil, wire.RevocationError(err)
 	}
-	gate.Log(ctx).Warn("SVIDs revoked", "scope", fmt.Sprintf("%+v", r.Scope), "revoked", out.Revoked, "waiting_for", out.Waiting, "failed", out.Failed, "by", r.By)
+	gate.Log(ctx).Warn("SVIDs revoked", "scope", r.Scope, "revoked", out.Revoked, "waiting_for", out.Waiting, "failed", out.Failed, "by", r.By)
 	return &revocationv1.RevokeResponse{Revoked: int32(out.Revoked), Waiting: out.Waiting, Failed: out.Failed}, nil
 }
 
