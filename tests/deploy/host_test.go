@@ -44,7 +44,7 @@ func startHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	h.manager = exec.Command("unshare", "--mount", "--propagation", "private", repo+"/tests/deploy/testdata/host.sh", repo, h.dir, h.name)
+	h.manager = exec.Command("unshare", "--net", "--mount", "--propagation", "private", repo+"/tests/deploy/testdata/host.sh", repo, h.dir, h.name)
 	h.manager.Stdout, h.manager.Stderr = log, log
 	if err := h.manager.Start(); err != nil {
 		t.Fatal(err)
@@ -85,6 +85,9 @@ func (h *host) log() string {
 	return string(out)
 }
 
+// since is what was said after the first bytes.
+func (h *host) since(bytes int) string { return h.log()[bytes:] }
+
 func (h *host) startTPM(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(h.dir, "tpm")
@@ -110,7 +113,7 @@ func (h *host) startTPM(t *testing.T) {
 
 // try runs a command on the host and returns what it printed.
 func (h *host) try(command ...string) (string, error) {
-	cmd := exec.Command("nsenter", append([]string{"--mount", "--target", fmt.Sprint(h.manager.Process.Pid),
+	cmd := exec.Command("nsenter", append([]string{"--net", "--mount", "--target", fmt.Sprint(h.manager.Process.Pid),
 		"env", "XDG_RUNTIME_DIR=/run"}, command...)...)
 	cmd.Dir = "/"
 	out, err := cmd.CombinedOutput()

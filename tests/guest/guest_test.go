@@ -43,7 +43,7 @@ mount -t securityfs sec /sys/kernel/security; mount -t tracefs tr /sys/kernel/tr
 mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup
 ifconfig lo 127.0.0.1 up
 for m in /lib/$(uname -r | cut -d. -f1,2)/*.ko; do insmod $m; done
-echo root:x:0:0:root:/:/bin/sh >/etc/passwd; echo root:x:0: >/etc/group
+printf 'root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n' >/etc/passwd; echo root:x:0: >/etc/group
 echo "GUEST kernel $(uname -r) lsm $(cat /sys/kernel/security/lsm) tpm $(ls /dev/tpm* | tr '\n' ' ')"
 export ASSAY_NO_SKIP=1 ASSAY_GUEST=1 ASSAY_BIN=/assay ASSAY_TPM=/dev/tpmrm0 ASSAY_EK_CA=/assay/ek-ca.pem ASSAY_ROUNDS=%s ASSAY_REDTEAM_LIBRARIES=/assay/redteam ASSAY_VERITY=/assay/verity.ext4
 cd /tmp

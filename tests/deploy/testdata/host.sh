@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # host.sh REPO DIR NAME: a host whose files are this machine's, with Assay installed, under a service manager of its own:
 # systemd in the mode in which it need not be process 1 (--user, as root), told to use a system's folders. Mounts are
-# gone with the last process; run it by `unshare --mount --propagation private`. NAME names its cgroups.
+# gone with the last process; run it by `unshare --net --mount --propagation private`. NAME names its cgroups.
 set -eu
+ip link set lo up
 repo=$1 dir=$2 name=$3
 root=$dir/root
 mkdir "$dir/layer" "$root"
