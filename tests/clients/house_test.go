@@ -29,6 +29,9 @@ const (
 
 func id(name string) string { return "spiffe://" + trustDomain + "/" + name }
 
+// tokensOf is how gospiffe's server calls the JWT-SVIDs of somebody.
+func tokensOf(name string) string { return "tokens of " + id(name) }
+
 // house is an Assay, a folder that users of all kinds may enter, and the programs that run.
 type house struct {
 	*dev.Env

@@ -23,7 +23,7 @@ type proxy struct {
 func proxies(t *testing.T, nats string) []proxy {
 	return []proxy{
 		{
-			name: "nginx", program: installed(t, "nginx"), signal: "SIGHUP", uid: 33, // www-data
+			name: "nginx", program: installed(t, "nginx"), signal: "SIGHUP", uid: wwwData,
 			conf: func(address, dir string) string {
 				return strings.NewReplacer("ADDRESS", address, "DIR", dir).Replace(`daemon off;
 worker_processes 2;
@@ -47,7 +47,7 @@ http {
 			args: func(conf, _ string) []string { return []string{"-c", conf, "-p", filepath.Dir(conf), "-e", "stderr"} },
 		},
 		{
-			name: "haproxy", program: installed(t, "haproxy"), signal: "SIGUSR2", uid: 40010,
+			name: "haproxy", program: installed(t, "haproxy"), signal: "SIGUSR2", uid: haproxyUser,
 			conf: func(address, dir string) string {
 				return strings.NewReplacer("ADDRESS", address, "DIR", dir).Replace(`global
   stats socket DIR/admin.sock mode 600 level admin expose-fd listeners
@@ -64,7 +64,7 @@ frontend tls
 			args: func(conf, pid string) []string { return []string{"-W", "-f", conf, "-p", pid} },
 		},
 		{
-			name: "nats", program: nats, signal: "SIGHUP", uid: 40011,
+			name: "nats", program: nats, signal: "SIGHUP", uid: natsUser,
 			conf: func(address, dir string) string {
 				return strings.NewReplacer("ADDRESS", address, "DIR", dir, "USER", id("caller")).Replace(`listen: "ADDRESS"
 pid_file: "DIR/pid"

@@ -1,27 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A workload on Node: grpc-js speaks the Workload API, Node's own TLS does the rest. It listens with its X.509-SVID and
+// A workload on Node: api.mjs speaks the Workload API, Node's own TLS does the rest. It listens with its X.509-SVID and
 // calls a server with it and with JWT-SVIDs, until its input ends; then it prints what it counted.
-//   node client.mjs workload.proto LISTEN TLS-ADDRESS JWT-ADDRESS SERVER-ID
+//   node client.mjs workload.proto LISTEN TLS-ADDRESS JWT-ADDRESS SERVER-ID [MODULE]
 import crypto from 'node:crypto';
 import http from 'node:http';
 import https from 'node:https';
 import process from 'node:process';
-import grpc from '@grpc/grpc-js';
-import loader from '@grpc/proto-loader';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { connect } from './api.mjs';
 
-const [proto, listen, tlsAddress, jwtAddress, serverID] = process.argv.slice(2);
+const [proto, listen, tlsAddress, jwtAddress, serverID, module] = process.argv.slice(2);
 const pauseMs = 100, patienceMs = 20_000, retryMs = 1000;
 const flows = {};
 const flow = (name) => flows[name] ??= { Requests: 0, Failures: [], Retries: 0, Serials: {}, Identities: 0 };
 
-const { SpiffeWorkloadAPI } = grpc.loadPackageDefinition(loader.loadSync(proto));
-const api = new SpiffeWorkloadAPI(process.env.SPIFFE_ENDPOINT_SOCKET, grpc.credentials.createInsecure());
-const header = new grpc.Metadata();
-header.set('workload.spiffe.io', 'true');
+const api = await connect(proto, module);
 
 // The Workload API gives certificates as DER, one after the other; Node wants PEM.
-function pem(der) {
+function pem(bytes) {
+  const der = Buffer.from(bytes);
   const blocks = [];
   for (let at = 0; at < der.length;) {
     if (der[at] !== 0x30 || der[at + 1] !== 0x82) throw new Error('no certificate of usual size');
@@ -34,9 +32,8 @@ function pem(der) {
 
 let held; // what TLS needs of the SVID of now
 let server;
-function take(response) {
-  const svid = response.svids[0];
-  const key = crypto.createPrivateKey({ key: svid.x509SvidKey, format: 'der', type: 'pkcs8' });
+function take([svid]) {
+  const key = crypto.createPrivateKey({ key: Buffer.from(svid.x509SvidKey), format: 'der', type: 'pkcs8' });
   held = { cert: pem(svid.x509Svid), key: key.export({ format: 'pem', type: 'pkcs8' }), ca: pem(svid.bundle) };
   if (server) return server.setSecureContext(held);
   const [host, port] = listen.split(':');
@@ -44,20 +41,13 @@ function take(response) {
   server.listen(Number(port), host);
 }
 
-function follow() {
-  const stream = api.FetchX509SVID({}, header);
-  stream.on('data', take);
-  stream.on('error', (err) => {
-    console.error(`X.509-SVIDs: ${err.message}`);
+async function follow() {
+  for (;;) {
+    await api.x509(take).catch((err) => console.error(`X.509-SVIDs: ${err.message}`));
     flow('server').Retries++;
-    setTimeout(follow, retryMs);
-  });
+    await sleep(retryMs);
+  }
 }
-
-const fetchTokens = () => new Promise((done, fail) => api.FetchJWTSVID({ audience: ['clients'] }, header,
-  { deadline: Date.now() + 2000 }, (err, r) => err ? fail(err) : done(r.svids)));
-const validate = (svid) => new Promise((done, fail) => api.ValidateJWTSVID({ audience: 'clients', svid }, header,
-  { deadline: Date.now() + 2000 }, (err, r) => err ? fail(err) : done(r.spiffeId)));
 
 // Resolves on 200.
 const get = (lib, url, options) => new Promise((done, fail) => {
@@ -81,10 +71,10 @@ const byTLS = (f) => get(https, `https://${tlsAddress}/`, {
 let token;
 async function byToken(f) {
   try {
-    const svids = await fetchTokens();
-    await validate(svids[0].svid);
-    token = svids[0].svid;
-    f.Identities = Math.max(f.Identities, svids.length);
+    const fresh = await api.tokens();
+    await api.validate(fresh[0]);
+    token = fresh[0];
+    f.Identities = Math.max(f.Identities, fresh.length);
     f.Serials[token] = true;
   } catch (err) {
     if (!token) throw err;
@@ -101,7 +91,7 @@ async function repeat(name, request) {
       f.Requests++;
       await request(f).catch((err) => f.Failures.push(String(err)));
     }
-    await new Promise((go) => setTimeout(go, pauseMs));
+    await sleep(pauseMs);
   }
 }
 
