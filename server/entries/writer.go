@@ -3,10 +3,12 @@
 package entries
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +34,12 @@ const (
 	committers   = 4
 	writeTimeout = 30 * time.Second // of a commit until the replica shows it
 	conflictTrys = 20
+	// patient is how long a commit may take while no others are begun in its place: a store that has a
+	// leader needs some milliseconds.
+	patient = time.Second
+	// answered is when a commit counts as lost with the leader that it was sent to: a new one is there by then,
+	// and etcd itself would say so after seven seconds.
+	answered = 2500 * time.Millisecond
 )
 
 // job is one write that a caller waits for.
@@ -55,6 +63,7 @@ type plan struct {
 	ops    []op
 	at     int64 // replica's revision
 	guards map[string]bool
+	landed bool // a commit that was not answered has written it
 }
 
 // write does n writes and returns when the replica shows them. Writes below the same parent are
@@ -203,11 +212,8 @@ func (t *taking) owner(o *op) (owner *plan, ok bool) {
 func (w *writer) commit(plans []*plan) {
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
-	txns := make([]store.Txn, len(plans))
-	for i, p := range plans {
-		txns[i] = p.txn()
-	}
-	revision, verdicts, err := w.r.cfg.Store.CommitEach(ctx, txns)
+	defer w.lendPlace()()
+	revision, verdicts, unsure, err := w.try(ctx, plans)
 	written := false
 	for i := range verdicts {
 		var conflict *store.ConflictError
@@ -222,6 +228,9 @@ func (w *writer) commit(plans []*plan) {
 	if err == nil && written {
 		err = w.r.seen(ctx, revision)
 	}
+	if err == nil && unsure {
+		w.r.lookFor(plans)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var again []*job
@@ -231,11 +240,81 @@ func (w *writer) commit(plans []*plan) {
 	w.queue = append(again, w.queue...)
 }
 
+// try has plans written, a second time if the first is not answered in time: it may have been lost, or not. Both compare
+// and write the same guards, so only one of them takes effect; unsure says that it may have been the
+// first, to which a conflict is no answer.
+func (w *writer) try(ctx context.Context, plans []*plan) (revision int64, verdicts []error, unsure bool, err error) {
+	txns := make([]store.Txn, len(plans))
+	for i, p := range plans {
+		txns[i] = p.txn()
+	}
+	first, cancel := context.WithTimeout(ctx, answered)
+	defer cancel()
+	revision, verdicts, err = w.r.cfg.Store.CommitEach(first, txns)
+	if err != nil && first.Err() != nil {
+		unsure = true
+		revision, verdicts, err = w.r.cfg.Store.CommitEach(ctx, txns)
+	}
+	return revision, verdicts, unsure, err
+}
+
+// lendPlace lets others commit in our place when we are not answered soon, until the returned function is called.
+func (w *writer) lendPlace() (back func()) {
+	lent := false // the mutex guards it
+	timer := time.AfterFunc(patient, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		lent = true
+		w.running--
+		if len(w.queue) > 0 && w.running < committers {
+			w.running++
+			go w.run()
+		}
+	})
+	return func() {
+		timer.Stop()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if lent {
+			w.running++
+		}
+	}
+}
+
+// lookFor notes which plans the replica shows to be done. A plan is written as a whole or not at all.
+func (r *Registry) lookFor(plans []*plan) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, p := range plans {
+		p.landed = !slices.ContainsFunc(p.ops, func(o op) bool { return !r.shows(&o) })
+	}
+}
+
+// shows reports whether the replica is as the operation leaves it.
+func (r *Registry) shows(o *op) bool {
+	for _, put := range o.puts {
+		if !strings.HasPrefix(put.Key, entryPrefix) {
+			continue
+		}
+		n := r.find(put.Key)
+		created := o.entry.Revision == 0 // its key is nobody else's
+		if n == 0 || !created && !bytes.Equal(stored(r.replica.Key(n), r.replica.Entry(n)).Value, put.Value) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(o.deletes, func(key string) bool {
+		return strings.HasPrefix(key, entryPrefix) && r.find(key) != 0
+	})
+}
+
 // end releases a plan and answers its callers; it returns those whose writes have to be
 // planned again. The mutex is held.
 func (w *writer) end(p *plan, err error, verdicts []error, i int) (again []*job) {
 	if err == nil {
 		err = verdicts[i]
+	}
+	if p.landed {
+		err = nil
 	}
 	for k, j := range p.jobs {
 		for _, key := range slices.Concat(p.ops[k].guards, p.ops[k].alone) {
