@@ -53,8 +53,8 @@ test-guest: setup-tests build ## Runs the scenarios in QEMU guests only, one boo
 test-measured: setup-tests build ## Boots machines whose firmware measures what it starts, and changes one byte. Needs root.
 	@./tests/run.sh measured
 
-test-clients: setup-tests build ## Runs unmodified clients, from go-spiffe to nginx, while SVIDs rotate and the agent is killed. Needs root; SPIFFE_HELPER=path and GHOSTUNNEL=path add those.
-	@SPIFFE_HELPER="$(SPIFFE_HELPER)" GHOSTUNNEL="$(GHOSTUNNEL)" ./tests/run.sh clients
+test-clients: setup-tests build ## Runs unmodified clients, from go-spiffe to nginx, while SVIDs rotate and the agent is killed. Needs root; SPIFFE_HELPER=, GHOSTUNNEL=, NODE_SPIFFE=path add those.
+	@SPIFFE_HELPER="$(SPIFFE_HELPER)" GHOSTUNNEL="$(GHOSTUNNEL)" NODE_SPIFFE="$(NODE_SPIFFE)" ./tests/run.sh clients
 
 interop: build ## Runs beside others' programs: make interop SPIRE_AGENT=path SPIRE_SERVER=path PEBBLE=path. Needs root.
 	@SPIRE_AGENT="$(SPIRE_AGENT)" SPIRE_SERVER="$(SPIRE_SERVER)" PEBBLE="$(PEBBLE)" $(GO) test -count=1 -v ./tests/interop
