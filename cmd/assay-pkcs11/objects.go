@@ -152,6 +152,9 @@ func (t *token) List(prefix string) (labels []string, err error) {
 			}
 			for _, o := range found {
 				values, err := t.attributes(s, o, p11.CKA_LABEL)
+				if errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) {
+					continue // somebody else's, without a label
+				}
 				if err != nil {
 					return err
 				}

@@ -26,6 +26,7 @@ type PKCS11 struct {
 // OpenPKCS11 opens the token. Close closes the helper, and so does an error.
 func OpenPKCS11(ctx context.Context, helper *pkcs11.Helper, prefix string) (*PKCS11, error) {
 	m := &PKCS11{helper, prefix}
+	defer context.AfterFunc(ctx, func() { _ = helper.Close() })() // a module that hangs must not hold the start up
 	if _, err := m.List(ctx); err != nil {
 		return nil, errors.Join(err, helper.Close())
 	}

@@ -188,7 +188,7 @@ func (c *child) lose(err error) {
 func (c *child) stop() {
 	c.mu.Lock()
 	if c.reason == nil {
-		c.reason = errors.New("the key manager is closed")
+		c.reason = errClosed
 	}
 	c.mu.Unlock()
 	_ = c.conn.CloseWrite()
@@ -218,10 +218,10 @@ func (c *child) ended(err error) {
 	}
 	c.mu.Unlock()
 	_ = c.conn.Close()
-	close(c.over)
 	if errors.Is(why, errEnded) {
 		c.log.Error("assay-pkcs11 ended; the next request starts it again", "reason", why)
 	}
+	close(c.over)
 }
 
 func (c *child) alive() bool {

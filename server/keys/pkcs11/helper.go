@@ -30,14 +30,17 @@ const (
 	backoffMax      = 5 * time.Second
 )
 
+var errClosed = errors.New("the key manager is closed")
+
 // Helper has assay-pkcs11 running whenever there is something to ask. A program that ends, or hangs, is
 // started again with the next request. Safe for concurrent use.
 type Helper struct {
 	cfg  Config
+	life context.Context // ends with Close
+	end  context.CancelFunc
 	turn chan struct{} // held while looking at what is below
 	now  *child        // nil at first
 
-	closed    bool
 	failure   error // of the last start
 	notBefore time.Time
 	wait      time.Duration
@@ -48,7 +51,8 @@ func NewHelper(cfg Config) *Helper {
 	if cfg.Deadline == 0 {
 		cfg.Deadline = defaultDeadline
 	}
-	return &Helper{cfg: cfg, turn: make(chan struct{}, 1)}
+	life, end := context.WithCancel(context.Background())
+	return &Helper{cfg: cfg, life: life, end: end, turn: make(chan struct{}, 1)}
 }
 
 // Do asks the program. Errors of the token are of type *Error. A request whose program ends is repeated once
@@ -84,9 +88,9 @@ func (h *Helper) Do(ctx context.Context, q Request) (Response, error) {
 
 // Close ends the program; requests fail from then on.
 func (h *Helper) Close() error {
+	h.end()
 	h.turn <- struct{}{}
 	defer func() { <-h.turn }()
-	h.closed = true
 	if h.now != nil {
 		h.now.stop()
 	}
@@ -101,8 +105,8 @@ func (h *Helper) running(ctx context.Context) (*child, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if h.closed {
-		return nil, errors.New("the key manager is closed")
+	if h.life.Err() != nil {
+		return nil, errClosed
 	}
 	if h.now != nil && h.now.alive() {
 		return h.now, nil
@@ -118,7 +122,7 @@ func (h *Helper) running(ctx context.Context) (*child, error) {
 		h.now = nil
 		return nil, h.failure
 	}
-	c, err := h.start(ctx)
+	c, err := h.start()
 	if err != nil {
 		h.postpone(err)
 		return nil, err
@@ -132,8 +136,8 @@ func (h *Helper) postpone(err error) {
 	h.failure, h.notBefore = err, time.Now().Add(h.wait)
 }
 
-// start starts the program and opens the token.
-func (h *Helper) start(ctx context.Context) (*child, error) {
+// start starts the program and opens the token, for all who will ask: whoever waits first may have little time.
+func (h *Helper) start() (*child, error) {
 	pin, state, err := h.cfg.PINFile.read()
 	if err != nil {
 		return nil, err
@@ -145,7 +149,7 @@ func (h *Helper) start(ctx context.Context) (*child, error) {
 	c.pinState = state
 	open := h.cfg.Open
 	open.Version, open.PIN = Version, pin
-	a, err := c.ask(ctx, Request{Op: OpOpen, Open: &open}, longer*h.cfg.Deadline)
+	a, err := c.ask(h.life, Request{Op: OpOpen, Open: &open}, longer*h.cfg.Deadline)
 	if err == nil && a.Sessions < 1 {
 		err = errFrame
 	}
