@@ -44,7 +44,7 @@ var (
 // or the broker's address (%s is the folder of the agent's sockets) are asked as with the flags.
 const (
 	ownAgent  = ``
-	ownSDS    = false
+	ownSDS    = true
 	ownBroker = ``
 )
 
@@ -71,7 +71,7 @@ func run(m *testing.M) (code int) {
 	}()
 	if *socketFlag == "" {
 		var env *dev.Env
-		if env, err = ours(ctx); err != nil {
+		if env, err = start(ctx); err != nil {
 			return 1
 		}
 		defer func() {
@@ -94,8 +94,8 @@ func run(m *testing.M) (code int) {
 	return code
 }
 
-// ours starts our server and agent and points the flags at them.
-func ours(ctx context.Context) (*dev.Env, error) {
+// start starts our server and agent and points the flags at them.
+func start(ctx context.Context) (*dev.Env, error) {
 	bin := os.Getenv("ASSAY_BIN")
 	if bin == "" {
 		bin, _ = filepath.Abs("../../bin")

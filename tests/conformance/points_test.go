@@ -108,6 +108,7 @@ func point(t *testing.T, id string, f func(p *probe), needs ...need) {
 			set(v)
 		})
 		t.Logf("%s, %s: %s", r.level, r.source, r.text)
+		settle(p)
 		f(p)
 	})
 }

@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,7 +11,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/url"
+	"slices"
 
+	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
@@ -26,8 +29,46 @@ func entry(p *probe, e *types.Entry) string {
 	p.Helper()
 	id, err := at.create(p.Context(), e)
 	p.must("create the entry", err)
-	p.Cleanup(func() { at.delete(id) })
+	p.Cleanup(func() {
+		at.delete(id)
+		if len(e.Selectors) > 0 && e.Selectors[0] == at.selectors[0] {
+			return // settle sees that it is gone
+		}
+		marker, err := at.create(context.Background(), &types.Entry{SpiffeId: at.id("/conformance/marker")})
+		if err != nil {
+			p.Errorf("marker: %v", err)
+			return
+		}
+		eventually(p, "the agent to know that the stranger's entry is gone", func() bool {
+			return slices.Contains(ours(p), "spiffe://"+at.td+"/conformance/marker")
+		})
+		at.delete(marker)
+	})
 	return id
+}
+
+// settle waits until the agent knows that the entries of the probe before are gone: one that polls
+// does so every few seconds.
+func settle(p *probe) {
+	p.Helper()
+	if at.server != nil {
+		eventually(p, "our identities to be those of the beginning", func() bool { return slices.Equal(ours(p), at.ids) })
+	}
+}
+
+// ours are the SPIFFE IDs that we have now.
+func ours(p *probe) []string {
+	ctx, cancel := context.WithTimeout(header(context.Background()), patience)
+	defer cancel()
+	st, err := at.api.FetchX509SVID(ctx, &pb.X509SVIDRequest{})
+	if err != nil {
+		return nil
+	}
+	m, err := st.Recv()
+	if err != nil {
+		return nil
+	}
+	return idsOf(m.Svids)
 }
 
 // noEntry wants an entry to be refused.

@@ -39,8 +39,12 @@ func beStranger() int {
 		panic(err)
 	}
 	for _, rpc := range rpcs {
+		req := rpc.req()
+		if v, ok := req.(*pb.ValidateJWTSVIDRequest); ok {
+			v.Svid = os.Getenv("CONFORMANCE_TOKEN")
+		}
 		ctx, cancel := context.WithTimeout(header(context.Background()), patience)
-		err := ask(ctx, conn, service+rpc.name, rpc.req(), rpc.resp())
+		err := ask(ctx, conn, service+rpc.name, req, rpc.resp())
 		cancel()
 		answer{RPC: rpc.name, Code: status.Code(err).String(), Message: status.Convert(err).Message()}.print()
 	}
@@ -87,7 +91,7 @@ func play(p *probe, role string) (*exec.Cmd, <-chan answer) {
 	path := filepath.Join(dir, "stranger")
 	p.must("copy of the test binary", os.WriteFile(path, self, 0o755))
 	cmd := exec.Command(path)
-	cmd.Env = append(os.Environ(), "CONFORMANCE_ROLE="+role, "CONFORMANCE_SOCKET="+*socketFlag)
+	cmd.Env = append(os.Environ(), "CONFORMANCE_ROLE="+role, "CONFORMANCE_SOCKET="+*socketFlag, "CONFORMANCE_TOKEN="+fetchJWT(p, "db")[0].raw)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(*strangerFlag), Gid: uint32(*strangerFlag)}, Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	cmd.Dir = "/"

@@ -86,7 +86,7 @@ func open(ctx context.Context) (*target, error) {
 	return a, nil
 }
 
-// prepare makes the entries. Two of them have the same hint, for A-14.
+// prepare makes the entries.
 func (a *target) prepare(ctx context.Context) error {
 	var err error
 	if a.server, err = dial("unix://" + *serverFlag); err != nil {
@@ -104,7 +104,7 @@ func (a *target) prepare(ctx context.Context) error {
 	a.undo = append(a.undo, func() { a.deleteBundle("far.test") })
 	for _, e := range []*types.Entry{
 		{SpiffeId: a.id("/conformance/one"), Hint: "internal", DnsNames: []string{"one.example.org", "www.one.example.org"}, FederatesWith: []string{"far.test"}},
-		{SpiffeId: a.id("/conformance/two"), Hint: "internal"},
+		{SpiffeId: a.id("/conformance/two")},
 		{SpiffeId: a.id("/conformance/three"), Hint: "external"},
 	} {
 		id, err := a.create(ctx, e)

@@ -108,6 +108,13 @@ func TestWorkloadAPIX509(t *testing.T) {
 		}
 	})
 	point(t, "A-14", func(p *probe) {
+		if at.server != nil { // an entry with a hint that is taken, and then one that shows that both have come
+			entry(p, &types.Entry{SpiffeId: at.id("/conformance/double"), Hint: "internal"})
+			entry(p, &types.Entry{SpiffeId: at.id("/conformance/thereafter")})
+			eventually(p, "the last entry", func() bool {
+				return slices.Contains(idsOf(x509Response(p).Svids), "spiffe://"+at.td+"/conformance/thereafter")
+			})
+		}
 		var hints []string
 		for _, s := range x509Response(p).Svids {
 			hints = append(hints, "X.509 "+s.Hint)
