@@ -25,7 +25,7 @@ func testCapabilities(t *testing.T, h *host) {
 		{"assay-sensor", "CAP_DAC_READ_SEARCH", "needs CAP_DAC_READ_SEARCH"},
 		{"assay-sensor", "CAP_CHOWN", "giving a pin away"},
 		{"assay-agent", "CAP_DAC_READ_SEARCH", "needs CAP_DAC_READ_SEARCH"},
-		{"assay-agent", "CAP_SYS_PTRACE", "permission denied"},
+		{"assay-agent", "CAP_SYS_PTRACE", "no such file or directory"},
 		{"assay-agent", "CAP_CHECKPOINT_RESTORE", ""}, // T1: code:libraries
 	} {
 		t.Run(c.unit+" without "+c.capability, func(t *testing.T) {
@@ -51,6 +51,9 @@ func testCapabilities(t *testing.T, h *host) {
 	}
 	h.systemctl(t, "restart", "assay-agent")
 	fetched(t, h)
+	t.Run("assay-sensor without CAP_DAC_OVERRIDE", func(t *testing.T) { testOverride(t, h) })
+	h.systemctl(t, "restart", "assay-agent")
+	fetched(t, h)
 }
 
 // without is the unit's capabilities but one, as lines for it.
@@ -67,4 +70,33 @@ func without(t *testing.T, unit, capability string) []string {
 	}
 	list := strings.Join(rest, " ")
 	return []string{"AmbientCapabilities=", "AmbientCapabilities=" + list, "CapabilityBoundingSet=", "CapabilityBoundingSet=" + list}
+}
+
+// testTier3 runs the agent without a sensor and with two capabilities.
+func testTier3(t *testing.T, h *host) {
+	h.systemctl(t, "stop", "assay-agent")
+	h.must(t, "assay-agent", "unload")
+	h.limit(t, "assay-sensor.service", "ExecStart=", "ExecStart=/bin/false")
+	h.limit(t, "assay-agent.service", "AmbientCapabilities=", "AmbientCapabilities=CAP_DAC_READ_SEARCH CAP_SYS_PTRACE", "CapabilityBoundingSet=", "CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_SYS_PTRACE")
+	h.write(t, "/etc/assay/agent.hcl", agentConf+"minimum_tier = \"t3\"\n")
+	h.must(t, "assay", "entry", "create", "--spiffe-id", "spiffe://example.org/t3", "--parent", h.nodeID(t), "--selector", "unix:uid:65534", "--selector", "evidence:tier:t3", "--binary", "/usr/bin/assay")
+	h.systemctl(t, "start", "assay-agent")
+	h.eventually(t, "an SVID", func() error {
+		out, err := h.fetch()
+		if err == nil && (!strings.Contains(out, "spiffe://example.org/t3") || strings.Contains(out, "spiffe://example.org/work")) {
+			err = fmt.Errorf("it got %s", out)
+		}
+		return err
+	})
+}
+
+// testOverride starts a sensor over pins that are the agent's already, without the right to.
+func testOverride(t *testing.T, h *host) {
+	h.systemctl(t, "stop", "assay-agent")
+	h.limit(t, "assay-sensor.service", without(t, "assay-sensor", "CAP_DAC_OVERRIDE")...)
+	defer h.limit(t, "assay-sensor.service")
+	before := len(h.log())
+	if out, err := h.try("systemctl", "--user", "start", "assay-sensor"); err == nil || !strings.Contains(h.since(before), "permission denied") {
+		t.Errorf("%s, %v: %s", out, err, h.since(before))
+	}
 }

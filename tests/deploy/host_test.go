@@ -19,7 +19,7 @@ import (
 	"github.com/assay-id/assay/tpm/swtpm"
 )
 
-const patience = 90 * time.Second
+const patience = 40 * time.Second
 
 // host is a machine's files with Assay installed, and a systemd that manages nothing else.
 type host struct {
