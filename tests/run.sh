@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | faults | soak | redteam | clients | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | faults | soak | redteam | clients | deploy | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -36,6 +36,10 @@ clients() {
 	echo "== unmodified clients under rotation"
 	go test -count=1 -v ./tests/clients
 }
+deploy() {
+	echo "== the systemd units, under a systemd of their own"
+	go test -count=1 -v ./tests/deploy
+}
 guest() {
 	echo "== scenarios and red team, in guests"
 	go test -count=1 -timeout 55m -v ./tests/guest
@@ -45,8 +49,8 @@ measured() {
 	go test -count=1 -timeout 30m -v ./tests/measured
 }
 case $what in
-all) ./tests/lint.sh; unit; scenarios; faults; soak; redteam; clients; guest; measured ;;
-unit | scenarios | faults | soak | redteam | clients | guest | measured) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|faults|soak|redteam|clients|guest|measured" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; faults; soak; redteam; clients; deploy; guest; measured ;;
+unit | scenarios | faults | soak | redteam | clients | deploy | guest | measured) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|faults|soak|redteam|clients|deploy|guest|measured" >&2; exit 2 ;;
 esac
 echo "== passed: $what"
