@@ -174,3 +174,19 @@ func TestHSMIsAway(t *testing.T) {
 	}
 	run(t, e.conf).issue()
 }
+
+// TestKeysMoveToAnHSM: a change of the key manager is one of authorities, and those of before stay valid.
+func TestKeysMoveToAnHSM(t *testing.T) {
+	hsm := softhsmtest.New(t)
+	conf := hsmConfig(t, hsm)
+	e := start(t, nil)
+	before := e.roots()
+	e.stop()
+	changed := e.conf
+	changed.KeyManager = &conf
+	e = run(t, changed)
+	e.issue()
+	if after := e.roots(); len(after) != 2 || !slices.Contains(after, before[0]) {
+		t.Errorf("%d roots, want the one of before and another", len(after))
+	}
+}

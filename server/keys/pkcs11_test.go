@@ -4,6 +4,7 @@ package keys_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -137,6 +138,39 @@ func TestHSMHangs(t *testing.T) {
 	check(t, sign(key))
 }
 
+// TestHSMHangsAtTheStart: whoever gives up starting has not to wait for the module, which does not stay.
+func TestHSMHangsAtTheStart(t *testing.T) {
+	h := newHSM(t)
+	h.Stick()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() {
+		_, err := keys.OpenPKCS11(ctx, pkcs11.NewHelper(h.Config), h.prefix)
+		done <- err
+	}()
+	for deadline := time.Now().Add(time.Minute); h.Logins() == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody logs in")
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("opened by a log-in that hangs")
+		}
+	case <-time.After(30 * time.Second): // the log-in's own deadline is three times that
+		t.Fatal("OpenPKCS11 goes on after its context has ended")
+	}
+	pgrep := []string{"-P", strconv.Itoa(os.Getpid()), "-x", filepath.Base(h.Program)}
+	for deadline := time.Now().Add(30 * time.Second); exec.Command("pgrep", pgrep...).Run() == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("assay-pkcs11 stays")
+		}
+	}
+}
+
 // child finds our assay-pkcs11.
 func child(t *testing.T, program string) int {
 	t.Helper()
@@ -245,7 +279,7 @@ func TestPINChangedMeanwhile(t *testing.T) {
 
 func TestHSMMissing(t *testing.T) {
 	good := newHSM(t)
-	slot := uint64(1 << 40)
+	slot, withoutCgo := uint64(1<<40), softhsmtest.HelperWithoutCgo(t)
 	for want, change := range map[string]func(*pkcs11.Config){
 		"no such file":         func(c *pkcs11.Config) { c.Open.Module = "/nowhere.so" },
 		"can not be loaded":    func(c *pkcs11.Config) { c.Open.Module = c.PINFile.Path },
@@ -253,6 +287,7 @@ func TestHSMMissing(t *testing.T) {
 		`"assay test" in slot`: func(c *pkcs11.Config) { c.Open.Slot = &slot },
 		"make build-pkcs11":    func(c *pkcs11.Config) { c.Program = "/nowhere" },
 		"exit status 1":        func(c *pkcs11.Config) { c.Program = "/bin/false" },
+		"built without cgo":    func(c *pkcs11.Config) { c.Program = withoutCgo },
 		"pin_path":             func(c *pkcs11.Config) { c.PINFile.Path = "/nowhere" },
 	} {
 		h := *good

@@ -53,9 +53,17 @@ func New(t testing.TB) *HSM {
 func Helper(t testing.TB) string {
 	t.Helper()
 	need(t)
+	return build(t, "1")
+}
+
+// HelperWithoutCgo builds the assay-pkcs11 that only says what it lacks.
+func HelperWithoutCgo(t testing.TB) string { t.Helper(); return build(t, "0") }
+
+func build(t testing.TB, cgo string) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "assay-pkcs11")
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "github.com/assay-id/assay/cmd/assay-pkcs11")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build assay-pkcs11: %v\n%s", err, out)
 	}
@@ -81,6 +89,9 @@ func (h *HSM) Refuse(refuse bool) {
 		check(h.t, os.Remove(path))
 	}
 }
+
+// Stick has every log-in hang.
+func (h *HSM) Stick() { h.t.Helper(); h.write(filepath.Join(h.dir, "stuck"), "") }
 
 // Logins is how often a PIN was tried.
 func (h *HSM) Logins() int { data, _ := os.ReadFile(filepath.Join(h.dir, "logins")); return len(data) }

@@ -52,6 +52,9 @@ static CK_RV login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR_PTR
 	in_dir(path, sizeof(path), "refuse");
 	if (!access(path, F_OK))
 		return CKR_PIN_INCORRECT;
+	in_dir(path, sizeof(path), "stuck");
+	while (!access(path, F_OK))
+		pause();
 	return real->C_Login(session, user, pin, n);
 }
 
