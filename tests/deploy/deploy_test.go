@@ -27,6 +27,9 @@ func TestUnits(t *testing.T) {
 	t.Run("Permissions", func(t *testing.T) { testPermissions(t, h) })
 
 	h.startServer(t)
+	for _, daemon := range []string{"server", "agent"} {
+		h.must(t, "assay-"+daemon, "validate", "--config", "/usr/share/doc/assay/examples/"+daemon+".hcl")
+	}
 	h.write(t, "/etc/assay/agent.hcl", agentConf)
 	h.systemctl(t, "start", "assay-agent")
 	t.Run("Power", func(t *testing.T) { testPower(t, h) })
@@ -41,6 +44,7 @@ func TestUnits(t *testing.T) {
 			t.Errorf("the sensor did not stay: %s", said)
 		}
 	})
+	t.Run("Watchdog", func(t *testing.T) { testWatchdog(t, h) })
 	t.Run("Tier3", func(t *testing.T) { testTier3(t, h) })
 }
 
@@ -51,6 +55,25 @@ func (h *host) startServer(t *testing.T) {
 	h.write(t, "/etc/assay/server.hcl", "trust_domain = \"example.org\"\nbind_address = \"127.0.0.1\"\ntpm {\n  ek_ca_path = \"/etc/assay/tpm-makers.pem\"\n}\n")
 	h.systemctl(t, "start", "assay-server")
 	h.must(t, "sh", "-c", "assay bundle show > /etc/assay/bundle.pem")
+}
+
+// testWatchdog stops a daemon's process, which hangs then for all that others see.
+func testWatchdog(t *testing.T, h *host) {
+	for _, unit := range []string{"assay-server", "assay-agent"} {
+		h.limit(t, unit+".service", "WatchdogSec=2", "TimeoutAbortSec=1")
+		h.systemctl(t, "restart", unit)
+		pid := h.systemctl(t, "show", "-P", "MainPID", unit)
+		h.must(t, "kill", "-STOP", strings.TrimSpace(pid))
+		h.eventually(t, unit+" to be started again", func() error {
+			if now := h.systemctl(t, "show", "-P", "MainPID", unit); now == pid || now == "0\n" {
+				return fmt.Errorf("it is process %s", now)
+			}
+			return nil
+		})
+		h.limit(t, unit+".service")
+	}
+	h.systemctl(t, "restart", "assay-server", "assay-agent")
+	fetched(t, h)
 }
 
 // nodeID waits for the node to be admitted.
