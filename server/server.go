@@ -93,7 +93,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
-	closeAll, err := s.open(ctx)
+	closeAll, err := s.openAll(ctx)
 	defer closeAll()
 	if err != nil {
 		return err
@@ -130,10 +130,29 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return group.Wait()
 }
 
-// open starts the parts from the bottom up; closeAll ends those that were started.
-func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
+// openAll is open, again when the store goes away meanwhile: another server's member that is restarted is
+// no reason to end.
+func (s *Server) openAll(ctx context.Context) (closeAll func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	for {
+		closeAll, err = s.open(ctx)
+		if s.store == nil || !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNewerSchema) {
+			return closeAll, err
+		}
+		s.log.Warn("the store went away during the start; starting again", "reason", err)
+		select {
+		case <-ctx.Done():
+			return closeAll, err
+		case <-time.After(healthEvery):
+			closeAll()
+			s.store = nil
+		}
+	}
+}
+
+// open starts the parts from the bottom up; closeAll ends those that were started.
+func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	var closers []func()
 	closeAll = func() {
 		for i := len(closers) - 1; i >= 0; i-- {

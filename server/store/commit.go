@@ -97,7 +97,11 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 		return 0, verdicts, nil
 	}
 	conds, reads := s.compares(same)
+	began := s.now()
 	resp, err := s.client.Txn(ctx).If(conds...).Then(each...).Else(reads...).Commit()
+	if err == nil {
+		s.pace.took(s.now().Sub(began), s.now())
+	}
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		s.wakeKeeper()

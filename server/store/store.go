@@ -114,6 +114,7 @@ type Store struct {
 
 	schema atomic.Int64 // revision of schemaKey that Migrate has seen; 0 before
 	keeper keeper
+	pace   pace
 }
 
 // Open starts or reaches the store and returns when it answers. The context bounds the
@@ -279,12 +280,14 @@ func (s *Store) Age() time.Duration {
 type Health struct {
 	// Ready: reads and writes are answered.
 	Ready bool
-	// Reason is one sentence when not Ready or when writes are refused.
+	// Reason is one sentence when not Ready, or when writes are refused or slow.
 	Reason string
 	// Age as of Store.Age.
 	Age time.Duration
 	// Revision last seen.
 	Revision int64
+	// Write is how long writes took lately; zero if there were too few to tell.
+	Write time.Duration
 	// Restarts of our own member since Open.
 	Restarts int
 	// FreeBytes on the member's file system and MinFreeBytes below which writes are
@@ -297,7 +300,7 @@ type Health struct {
 
 // Health reports the present state.
 func (s *Store) Health() Health {
-	h := Health{Age: s.Age()}
+	h := Health{Age: s.Age(), Write: s.pace.lately(s.now())}
 	s.mu.Lock()
 	h.Revision = s.revision
 	s.mu.Unlock()
@@ -319,6 +322,9 @@ func (s *Store) Health() Health {
 		if why := s.overQuota(); why != "" && h.Ready && h.Reason == "" {
 			h.Reason = why
 		}
+	}
+	if h.Ready && h.Reason == "" {
+		h.Reason = s.slow()
 	}
 	return h
 }

@@ -225,12 +225,14 @@ func (s *SPIRE) svid(ctx context.Context) (*workloadapi.X509Source, error) {
 	return s.source, nil
 }
 
-// Close ends the stream of SVIDs. Nothing is asked afterwards.
+// Close ends the stream of SVIDs; a question after that begins another.
 func (s *SPIRE) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.source == nil {
 		return nil
 	}
-	return s.source.Close()
+	err := s.source.Close()
+	s.source = nil
+	return err
 }
