@@ -84,20 +84,23 @@ func (h *house) add(n int) *server {
 	for _, link := range []string{"eth0", "lo"} {
 		run(h.t, "ip", "-n", netns(n), "link", "set", link, "up")
 	}
+	s.configure(fmt.Sprintf("cluster {\n  name    = %q\n  address = %q\n}", s.name, s.address+":8082"))
+	return s
+}
+
+// configure writes the server's configuration; where says where its store is.
+func (s *server) configure(where string) {
+	s.h.t.Helper()
 	conf := fmt.Sprintf(`
 trust_domain = "example.org"
 data_dir     = "%[1]s/data"
 socket_path  = "%[1]s/admin.sock"
 join_token {}
-cluster {
-  name    = "%[2]s"
-  address = "%[3]s:8082"
-}
-`, s.dir, s.name, s.address)
+%[2]s
+`, s.dir, where)
 	if err := errors.Join(os.MkdirAll(s.dir, 0o700), os.WriteFile(s.config(), []byte(conf), 0o600)); err != nil {
-		h.t.Fatal(err)
+		s.h.t.Fatal(err)
 	}
-	return s
 }
 
 func (h *house) tearDown() {
@@ -196,11 +199,16 @@ func (s *server) start() {
 }
 
 // kill ends the server and its member with SIGKILL.
-func (s *server) kill() {
+func (s *server) kill() { s.end(syscall.SIGKILL) }
+
+// stop ends them as an operator does.
+func (s *server) stop() { s.end(syscall.SIGTERM) }
+
+func (s *server) end(by syscall.Signal) {
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Process.Signal(by)
 	_ = s.cmd.Wait()
 	_, _ = s.conn.Close(), s.log.Close()
 	s.cmd = nil
