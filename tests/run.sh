@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs the tests: all | unit | scenarios | faults | soak | redteam | clients | deploy | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
+# Runs the tests: all | unit | scenarios | faults | soak | conformance | redteam | clients | deploy | guest | measured. ASSAY_NO_SKIP turns a skip into a failure.
 set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin:/usr/sbin:/sbin"
@@ -28,6 +28,10 @@ soak() {
 	echo "== churn with simulated agents (ASSAY_SOAK=30m for a long run)"
 	go test -count=1 -timeout 2h ./tests/soak
 }
+conformance() {
+	echo "== conformance to the SPIFFE standards"
+	go test -count=1 ./tests/conformance
+}
 redteam() {
 	echo "== red team, natively"
 	go test -count=1 ./tests/redteam
@@ -49,8 +53,8 @@ measured() {
 	go test -count=1 -timeout 30m -v ./tests/measured
 }
 case $what in
-all) ./tests/lint.sh; unit; scenarios; faults; soak; redteam; clients; deploy; guest; measured ;;
-unit | scenarios | faults | soak | redteam | clients | deploy | guest | measured) "$what" ;;
-*) echo "usage: run.sh all|unit|scenarios|faults|soak|redteam|clients|deploy|guest|measured" >&2; exit 2 ;;
+all) ./tests/lint.sh; unit; scenarios; faults; soak; conformance; redteam; clients; deploy; guest; measured ;;
+unit | scenarios | faults | soak | conformance | redteam | clients | deploy | guest | measured) "$what" ;;
+*) echo "usage: run.sh all|unit|scenarios|faults|soak|conformance|redteam|clients|deploy|guest|measured" >&2; exit 2 ;;
 esac
 echo "== passed: $what"

@@ -26,6 +26,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
+// theBroker is the path of the identity that may use the Broker API.
+const theBroker = "/conformance/one"
+
 // brokerConn connects to the Broker API with these credentials.
 func brokerConn(p *probe, creds credentials.TransportCredentials) *grpc.ClientConn {
 	p.Helper()
@@ -36,10 +39,18 @@ func brokerConn(p *probe, creds credentials.TransportCredentials) *grpc.ClientCo
 	return conn
 }
 
-// identified is TLS as our nth identity, and wants the broker to be of our trust domain.
-func identified(p *probe, n int) *tls.Config {
+// identified is TLS as one of our identities, and wants the broker to be of our trust domain.
+func identified(p *probe, path string) *tls.Config {
 	p.Helper()
-	s := readSVID(p, x509Response(p).Svids[n])
+	var s *svid
+	for _, m := range x509Response(p).Svids {
+		if m.SpiffeId == "spiffe://"+at.td+path {
+			s = readSVID(p, m)
+		}
+	}
+	if s == nil {
+		p.Fatalf("we are not %s", path)
+	}
 	mine := tls.Certificate{PrivateKey: s.key}
 	for _, c := range s.chain {
 		mine.Certificate = append(mine.Certificate, c.Raw)
@@ -63,7 +74,7 @@ func identified(p *probe, n int) *tls.Config {
 
 func broker(p *probe) brokerpb.APIClient {
 	p.Helper()
-	return brokerpb.NewAPIClient(brokerConn(p, credentials.NewTLS(identified(p, 0))))
+	return brokerpb.NewAPIClient(brokerConn(p, credentials.NewTLS(identified(p, theBroker))))
 }
 
 // asBroker is the context of a good request.
@@ -112,7 +123,7 @@ func subscribed(p *probe, c brokerpb.APIClient, ctx context.Context, ref *broker
 func TestBrokerEndpoint(t *testing.T) {
 	point(t, "R-1", func(p *probe) {
 		ref, _, _ := sleeper(p)
-		anonymous := identified(p, 0)
+		anonymous := identified(p, theBroker)
 		anonymous.Certificates = nil
 		for what, creds := range map[string]credentials.TransportCredentials{"without TLS": insecure.NewCredentials(), "without a certificate": credentials.NewTLS(anonymous)} {
 			_, err := subscribed(p, brokerpb.NewAPIClient(brokerConn(p, creds)), asBroker(p), ref)
@@ -132,7 +143,7 @@ func TestBrokerEndpoint(t *testing.T) {
 	}, withBroker, withServer, withRoot)
 	allowlist := func(p *probe) {
 		ref, _, _ := sleeper(p)
-		_, err := subscribed(p, brokerpb.NewAPIClient(brokerConn(p, credentials.NewTLS(identified(p, 1)))), asBroker(p), ref)
+		_, err := subscribed(p, brokerpb.NewAPIClient(brokerConn(p, credentials.NewTLS(identified(p, "/conformance/two")))), asBroker(p), ref)
 		code(p, "an identity that is no broker", err, codes.PermissionDenied, codes.Unauthenticated, codes.Unavailable)
 	}
 	point(t, "R-5", allowlist, withBroker, withServer, withRoot)
@@ -143,7 +154,7 @@ func TestBrokerEndpoint(t *testing.T) {
 		}
 	}, withBroker)
 	point(t, "R-8", func(p *probe) {
-		conn := brokerConn(p, credentials.NewTLS(identified(p, 0)))
+		conn := brokerConn(p, credentials.NewTLS(identified(p, theBroker)))
 		err := ask(asBroker(p), conn, "/spiffe.broker.API/FetchNothing", durationpb.New(0), durationpb.New(0))
 		code(p, "an RPC that is not in the standard", err, codes.Unimplemented)
 	}, withBroker)
@@ -151,7 +162,7 @@ func TestBrokerEndpoint(t *testing.T) {
 
 func brokerServices(p *probe) (list []string) {
 	p.Helper()
-	st, err := grpc_reflection_v1.NewServerReflectionClient(brokerConn(p, credentials.NewTLS(identified(p, 0)))).ServerReflectionInfo(asBroker(p))
+	st, err := grpc_reflection_v1.NewServerReflectionClient(brokerConn(p, credentials.NewTLS(identified(p, theBroker)))).ServerReflectionInfo(asBroker(p))
 	p.must("reflection", err)
 	p.must("reflection", st.Send(&grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{}}))
 	r, err := st.Recv()

@@ -37,6 +37,8 @@ var (
 	domainFlag    = flag.String("trust-domain", "", "name of the trust domain; empty is that of the first SVID")
 	brokerFlag    = flag.String("broker", "", "address of the Broker API, unix:///path or tcp://host:port; /conformance/one must be allowed to use it")
 	sdsFlag       = flag.Bool("sds", false, "the socket serves Envoy SDS, too")
+	updateFlag    = flag.Bool("update", false, "write our results into docs/conformance.md")
+	besideFlag    = flag.String("beside", "", "with -update: a report whose results stand beside ours")
 	reportFlag    = flag.String("report", "", "write the results to this file as Markdown")
 )
 
@@ -69,7 +71,8 @@ func run(m *testing.M) (code int) {
 			code = 1
 		}
 	}()
-	if *socketFlag == "" {
+	own := *socketFlag == ""
+	if own {
 		var env *dev.Env
 		if env, err = start(ctx); err != nil {
 			return 1
@@ -90,7 +93,7 @@ func run(m *testing.M) (code int) {
 	}
 	defer at.close()
 	code = m.Run()
-	err = finish(code == 0)
+	err = finish(code == 0, own)
 	return code
 }
 

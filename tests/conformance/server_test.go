@@ -52,8 +52,12 @@ func entry(p *probe, e *types.Entry) string {
 func settle(p *probe) {
 	p.Helper()
 	if at.server != nil {
-		eventually(p, "our identities to be those of the beginning", func() bool { return slices.Equal(ours(p), at.ids) })
+		eventually(p, "our identities to be those of the beginning", func() bool { return sameSet(ours(p), at.ids) })
 	}
+}
+
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 // ours are the SPIFFE IDs that we have now.

@@ -35,7 +35,7 @@ type target struct {
 	selectors []*types.Selector
 	far       *far
 	wit       bool     // it serves the WIT profile
-	ids       []string // our identities, in order
+	ids       []string // our identities, in the order of the Workload API
 	undo      []func()
 }
 
@@ -168,11 +168,11 @@ func (a *target) arrive(ctx context.Context) error {
 			m, err = st.Recv()
 		}
 		if last = err; err == nil && len(m.Svids) >= max(1, len(a.ids)) && (a.far == nil || len(m.FederatedBundles) == 1) {
-			if a.ids == nil {
-				for _, s := range m.Svids {
-					a.ids = append(a.ids, s.SpiffeId)
-				}
+			got := idsOf(m.Svids)
+			if a.ids != nil && !sameSet(got, a.ids) {
+				return fmt.Errorf("this process has the identities %q, want %q: it must have no others", got, a.ids)
 			}
+			a.ids = got
 			if a.td == "" {
 				a.td, _, _ = strings.Cut(strings.TrimPrefix(a.ids[0], "spiffe://"), "/")
 			}

@@ -91,7 +91,7 @@ func shape(fd *descriptorpb.FileDescriptorProto) (lines []string) {
 func TestWorkloadAPIX509(t *testing.T) {
 	point(t, "A-12", func(p *probe) {
 		got := idsOf(x509Response(p).Svids)
-		if !slices.Equal(got, at.ids) {
+		if !sameSet(got, at.ids) {
 			p.Errorf("got %q, want %q", got, at.ids)
 		}
 	})
