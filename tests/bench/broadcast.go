@@ -22,6 +22,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/assay-id/assay/cmd/dev"
@@ -68,7 +69,7 @@ func broadcast(dir string) error {
 	if err != nil {
 		return err
 	}
-	agents := grpc.NewServer(grpc.ReadBufferSize(0), grpc.Creds(credentials.NewTLS(&tls.Config{
+	agents := grpc.NewServer(grpc.ReadBufferSize(0), grpc.WriteBufferSize(8<<10), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}), grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
 	})))
 	nodev1.RegisterNodeServer(agents, s)
