@@ -29,16 +29,15 @@ func TestAgentOfAUser(t *testing.T) {
 	if err := m.StopAgent(); err != nil {
 		t.Fatal(err)
 	}
-	conf := m.AgentConfig()
+	conf, t1 := m.AgentConfig(), isT1(t)
+	if t1 {
+		conf += "protect = true\n"
+	}
 	command := m.place(t).command(t, "assay-agent", conf)
 	giveAway(t, m, conf, command[3])
 	agent := []uintptr{unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_PTRACE, unix.CAP_CHECKPOINT_RESTORE}
 
 	stop := launchAs(t, m, command, agent)
-	s, err := m.AgentStatus(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	m.create(t, "/user", "--selector", me(t), "--selector", "unix:uid:0", "--selector", "evidence:tier:t2", "--selector", "evidence:digest:hashed")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -46,8 +45,8 @@ func TestAgentOfAUser(t *testing.T) {
 	if err != nil || len(svids) != 1 || svids[0].ID.Path() != "/user" {
 		t.Errorf("go-spiffe fetched %v, %v", svids, err)
 	}
-	if knows := m.knowsCode(t); knows != (s.Tier == evidencepb.Tier_TIER_T1) {
-		t.Errorf("mapped code is known: %t, at %s", knows, s.Tier)
+	if knows := m.knowsCode(t); knows != t1 {
+		t.Errorf("mapped code is known: %t, at tier T1: %t", knows, t1)
 	}
 	stop()
 
@@ -57,11 +56,21 @@ func TestAgentOfAUser(t *testing.T) {
 	}
 }
 
-// knowsCode reports whether the agent tells which libraries this process maps.
+func isT1(t *testing.T) bool {
+	t.Helper()
+	s, err := shared.AgentStatus(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Tier == evidencepb.Tier_TIER_T1
+}
+
+// knowsCode reports whether the agent tells which libraries a process maps that was started under its sensor.
 func (m *machine) knowsCode(t *testing.T) bool {
 	t.Helper()
+	w := m.startWorkload(t, self)
 	var explained struct{ Selectors []string }
-	m.must(t, &explained, "explain", "--pid", fmt.Sprint(os.Getpid()))
+	m.must(t, &explained, "explain", "--pid", fmt.Sprint(w.cmd.Process.Pid))
 	if !slices.Contains(explained.Selectors, me(t)) {
 		t.Errorf("the program's digest is unknown: %v", explained.Selectors)
 	}
