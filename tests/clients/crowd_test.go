@@ -119,7 +119,7 @@ func (c *crowd) nodes(t *testing.T) []*program {
 	install.Dir = dir
 	tool(t, install)
 	list := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/spiffe/go-spiffe/v2")
-	list.Dir = "gospiffe"
+	list.Dir, list.Env = "gospiffe", append(os.Environ(), "GOFLAGS=")
 	text, err := os.ReadFile(filepath.Join(tool(t, list), "proto/spiffe/workload/workload.proto"))
 	fatal(t, err)
 	proto := write(t, filepath.Join(dir, "workload.proto"), string(text))
