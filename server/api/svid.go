@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -27,7 +28,10 @@ type svidService struct {
 	*Server
 }
 
-const maxBatch = 500 // items in one call, SPIRE's burst
+const (
+	maxBatch    = 500 // items in one call, SPIRE's burst
+	batchAtOnce = 32
+)
 
 func checkBatch(n int) error {
 	switch {
@@ -74,16 +78,20 @@ func (s *svidService) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNew
 		return nil, err
 	}
 	t := s.trusted(ctx)
-	resp := &svidv1.BatchNewX509SVIDResponse{}
-	for _, params := range req.Params {
-		p, chain, err := s.newX509SVID(ctx, t, params)
-		result := &svidv1.BatchNewX509SVIDResponse_Result{Status: wire.ItemStatus(err)}
-		if err == nil {
-			result.Svid = wire.SVID(p.entry.SPIFFEID, chain)
-		}
-		resp.Results = append(resp.Results, result)
+	resp := &svidv1.BatchNewX509SVIDResponse{Results: make([]*svidv1.BatchNewX509SVIDResponse_Result, len(req.Params))}
+	var group errgroup.Group // they share a flush of what is written down
+	group.SetLimit(batchAtOnce)
+	for i, params := range req.Params {
+		group.Go(func() error {
+			p, chain, err := s.newX509SVID(ctx, t, params)
+			resp.Results[i] = &svidv1.BatchNewX509SVIDResponse_Result{Status: wire.ItemStatus(err)}
+			if err == nil {
+				resp.Results[i].Svid = wire.SVID(p.entry.SPIFFEID, chain)
+			}
+			return nil
+		})
 	}
-	return resp, nil
+	return resp, group.Wait()
 }
 
 func (s *svidService) newX509SVID(ctx context.Context, t trusted, params *svidv1.NewX509SVIDParams) (proof, []*x509.Certificate, error) {

@@ -113,6 +113,13 @@ func (r *Registry) RevokeCertificate(ctx context.Context, cert *x509.Certificate
 	}
 	out, err := r.ask(ctx, req, puts...)
 	out.Revoked = 1
+	if err == nil && len(out.Waiting) == 0 { // whoever has the key has published its list
+		answer := Answer{}
+		r.unlisted([]Record{rev.Record}, &answer)
+		if answer.Error != "" {
+			out.Failed = append(out.Failed, answer.Error)
+		}
+	}
 	return out, err
 }
 
@@ -333,11 +340,19 @@ func (r *Registry) unlisted(records []Record, a *Answer) {
 	}
 	slices.Sort(authorities)
 	for _, id := range slices.Compact(authorities) {
+		if a.Error != "" {
+			return
+		}
 		l := r.view.lists[id]
 		if why := r.unsigned[id]; why != "" {
 			a.Error = "no list says so, but our servers and agents know: " + why
-		} else if l == nil || !r.cfg.Now().Before(l.list.NextUpdate) {
+		} else if l == nil || !r.cfg.Now().Before(l.list.NextUpdate) || !allIn(l, id, records) {
 			a.Error = fmt.Sprintf("no list says so: the key of authority %s is gone; taint and revoke the authority", id)
 		}
 	}
+}
+
+// allIn reports whether the list of an authority has its records.
+func allIn(l *list, authority string, records []Record) bool {
+	return !slices.ContainsFunc(records, func(rec Record) bool { return rec.Authority == authority && !l.serials[rec.Serial] })
 }
