@@ -12,6 +12,7 @@
 //	                    it, and compared with the replica's revision. So what the replica says
 //	                    about a parent's entries is exact whenever a write succeeds, whichever
 //	                    server wrote before.
+//	e/writer            who alone writes, without guards, or that several do (epoch)
 package entries
 
 import (
@@ -42,7 +43,7 @@ const (
 type Store interface {
 	Scan(ctx context.Context, prefix string, each func([]store.KV)) (int64, error)
 	Watch(ctx context.Context, prefix string, after int64) <-chan store.Batch
-	CommitEach(ctx context.Context, txns []store.Txn) (int64, []error, error)
+	CommitEach(ctx context.Context, common []store.Compare, txns []store.Txn) (int64, []error, error)
 }
 
 // Config of a Registry.
@@ -64,10 +65,12 @@ type Registry struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	writer writer
+	self   string // in the store's e/writer
 
 	mu       sync.RWMutex
 	replica  *replica.Replica
 	revision int64         // of the store that the replica shows
+	epoch    epoch         // as of that revision
 	moved    chan struct{} // closed and replaced when the revision rises
 	removed  replica.Graves
 	feeds    feeds
@@ -82,9 +85,10 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 	if cfg.HasBundle == nil {
 		cfg.HasBundle = func(spiffeid.TrustDomain) bool { return false }
 	}
-	r := &Registry{cfg: cfg, done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
+	r := &Registry{cfg: cfg, self: uuid.NewString(), done: make(chan struct{}), moved: make(chan struct{}), replica: replica.New(cfg.TrustDomain)}
 	r.turns = make(chan struct{}, runtime.GOMAXPROCS(0))
 	r.writer.r, r.removed.Every, r.removed.Most = r, 1024, 1<<17
+	r.claim(ctx)
 	revision, err := cfg.Store.Scan(ctx, entryPrefix, func(kvs []store.KV) {
 		for _, kv := range kvs {
 			r.put(nil, kv.Key, kv.Value, kv.Revision)
@@ -179,6 +183,10 @@ func (r *Registry) apply(batch store.Batch) {
 // put reads a stored entry into the replica. One that can not be read must not take the others
 // down: it is not there.
 func (r *Registry) put(wave *wave, key string, value []byte, revision int64) {
+	if key == writerKey {
+		r.epoch = epoch{string(value), revision}
+		return
+	}
 	number, err := uuid.Parse(strings.TrimPrefix(key, entryPrefix))
 	var e *selectors.Entry
 	if err == nil {

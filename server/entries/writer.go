@@ -26,6 +26,7 @@ type writer struct {
 	queue   []*job
 	claims  map[string]*plan // by guard and by what is done alone: what is under way
 	running int              // goroutines in run
+	doubt   int64            // the epoch of ours in which a commit was not answered
 }
 
 const (
@@ -62,6 +63,7 @@ type plan struct {
 	jobs   []*job
 	ops    []op
 	at     int64 // replica's revision
+	epoch  epoch
 	guards map[string]bool
 	landed bool // a commit that was not answered has written it
 }
@@ -158,7 +160,7 @@ func (t *taking) job(j *job) bool {
 		return false
 	}
 	if p == nil {
-		p = &plan{at: t.w.r.revision, guards: map[string]bool{}}
+		p = &plan{at: t.w.r.revision, epoch: t.w.r.epoch, guards: map[string]bool{}}
 		t.plans[p] = true
 	}
 	p.jobs, p.ops = append(p.jobs, j), append(p.ops, o)
@@ -214,9 +216,12 @@ func (w *writer) commit(plans []*plan) {
 	defer cancel()
 	defer w.lendPlace()()
 	revision, verdicts, unsure, err := w.try(ctx, plans)
+	var conflict *store.ConflictError
+	if errors.As(err, &conflict) { // of all plans: the epoch is another
+		verdicts, err = slices.Repeat([]error{err}, len(plans)), nil
+	}
 	written := false
 	for i := range verdicts {
-		var conflict *store.ConflictError
 		switch {
 		case verdicts[i] == nil:
 			written = true
@@ -233,6 +238,9 @@ func (w *writer) commit(plans []*plan) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if now := plans[0].epoch; err != nil && now.writer != "" {
+		w.doubt = now.at // before others can plan the same
+	}
 	var again []*job
 	for i, p := range plans {
 		again = append(again, w.end(p, err, verdicts, i)...)
@@ -240,22 +248,42 @@ func (w *writer) commit(plans []*plan) {
 	w.queue = append(again, w.queue...)
 }
 
-// try has plans written, a second time if the first is not answered in time: it may have been lost, or not. Both compare
-// and write the same guards, so only one of them takes effect; unsure says that it may have been the
-// first, to which a conflict is no answer.
+// try has plans written, a second time if the first is not answered in time: it may have been lost, or
+// not, or come to the store later. Both compare and write the same guards, or the second ends the epoch of the first,
+// so that the first has no effect after the second; unsure says that it may have had one before, to which a
+// conflict is no answer.
 func (w *writer) try(ctx context.Context, plans []*plan) (revision int64, verdicts []error, unsure bool, err error) {
+	now := plans[0].epoch // one take, one epoch
+	switch {
+	case now.writer == "":
+	case now.writer != w.r.self:
+		return 0, nil, false, w.r.end(ctx, now, "")
+	case w.doubts(now):
+		return 0, nil, false, w.r.end(ctx, now, w.r.self)
+	}
 	txns := make([]store.Txn, len(plans))
 	for i, p := range plans {
 		txns[i] = p.txn()
 	}
 	first, cancel := context.WithTimeout(ctx, answered)
 	defer cancel()
-	revision, verdicts, err = w.r.cfg.Store.CommitEach(first, txns)
+	revision, verdicts, err = w.r.cfg.Store.CommitEach(first, now.holds(), txns)
 	if err != nil && first.Err() != nil {
 		unsure = true
-		revision, verdicts, err = w.r.cfg.Store.CommitEach(ctx, txns)
+		if now.writer != "" {
+			txns = append(txns, begin(w.r.self))
+		}
+		revision, verdicts, err = w.r.cfg.Store.CommitEach(ctx, now.holds(), txns)
 	}
-	return revision, verdicts, unsure, err
+	return revision, verdicts[:min(len(verdicts), len(plans))], unsure, err
+}
+
+// doubts reports whether something may be on its way to the store that belongs to this epoch and whose caller
+// was told that it failed.
+func (w *writer) doubts(now epoch) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.doubt == now.at
 }
 
 // lendPlace lets others commit in our place when we are not answered soon, until the returned function is called.
@@ -335,9 +363,11 @@ func (w *writer) end(p *plan, err error, verdicts []error, i int) (again []*job)
 
 func (p *plan) txn() store.Txn {
 	var t store.Txn
-	for g := range p.guards {
-		t.Compares = append(t.Compares, store.NotAfter(g, p.at))
-		t.Puts = append(t.Puts, store.KV{Key: g})
+	if p.epoch.writer == "" {
+		for g := range p.guards {
+			t.Compares = append(t.Compares, store.NotAfter(g, p.at))
+			t.Puts = append(t.Puts, store.KV{Key: g})
+		}
 	}
 	for _, o := range p.ops {
 		for _, key := range o.fresh {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,7 +62,7 @@ func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 // Commit writes the transaction durably and returns the revision of the change. Errors:
 // *ConflictError, ErrUnavailable, ErrFull, ErrNewerSchema.
 func (s *Store) Commit(ctx context.Context, txn Txn) (int64, error) {
-	revision, verdicts, err := s.CommitEach(ctx, []Txn{txn})
+	revision, verdicts, err := s.CommitEach(ctx, nil, []Txn{txn})
 	if err == nil {
 		err = verdicts[0]
 	}
@@ -71,16 +72,16 @@ func (s *Store) Commit(ctx context.Context, txn Txn) (int64, error) {
 	return revision, nil
 }
 
-// CommitEach writes transactions that share no key, each on its own merits, in one step. It returns
-// the revision of the change, and for each transaction nil, its *ConflictError, or why it was
-// refused beforehand (ErrFull). Other errors are of all of them.
-func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, verdicts []error, err error) {
+// CommitEach writes transactions that share no key, each on its own merits, in one step, if what they have
+// in common holds. It returns the revision of the change, and for each transaction nil, its *ConflictError,
+// or why it was refused beforehand (ErrFull). Other errors are of all of them; a *ConflictError is of common.
+func (s *Store) CommitEach(ctx context.Context, common []Compare, txns []Txn) (revision int64, verdicts []error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	var same []Compare
+	all := slices.Clone(common)
 	schema := s.schema.Load()
 	if schema != 0 {
-		same = append(same, Unchanged(schemaKey, schema))
+		all = append(all, Unchanged(schemaKey, schema))
 	}
 	var each []clientv3.Op
 	var number []int // in txns
@@ -96,7 +97,7 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 	if len(each) == 0 {
 		return 0, verdicts, nil
 	}
-	conds, reads := s.compares(same)
+	conds, reads := s.compares(all)
 	began := s.now()
 	resp, err := s.client.Txn(ctx).If(conds...).Then(each...).Else(reads...).Commit()
 	if err == nil {
@@ -108,6 +109,8 @@ func (s *Store) CommitEach(ctx context.Context, txns []Txn) (revision int64, ver
 		return 0, nil, fmt.Errorf("%w: %s", ErrFull, s.fullSentence())
 	case err != nil:
 		return 0, nil, s.unavailable(err)
+	case !resp.Succeeded && conflict(resp.Responses[len(common):]).Revision == schema:
+		return 0, nil, conflict(resp.Responses[:len(common)])
 	case !resp.Succeeded:
 		return 0, nil, fmt.Errorf("%w: %w: a newer assay-server has brought it further; upgrade this one", ErrUnavailable, ErrNewerSchema)
 	}

@@ -19,7 +19,7 @@ func TestCommitEach(t *testing.T) {
 		return store.Txn{Compares: []store.Compare{store.NotAfter(guard, at)}, Puts: []store.KV{{Key: guard}, {Key: key, Value: []byte("x")}}}
 	}
 	huge := store.Txn{Deletes: make([]string, store.MaxOps+1)}
-	revision, verdicts, err := s.CommitEach(t.Context(), []store.Txn{txn("g/1", "e/1", last), huge, txn("g/2", "e/2", first), txn("g/3", "e/3", first)})
+	revision, verdicts, err := s.CommitEach(t.Context(), nil, []store.Txn{txn("g/1", "e/1", last), huge, txn("g/2", "e/2", first), txn("g/3", "e/3", first)})
 	if err != nil || revision != last+1 {
 		t.Fatalf("CommitEach at %d, %v; want %d", revision, err, last+1)
 	}
@@ -32,7 +32,7 @@ func TestCommitEach(t *testing.T) {
 		t.Errorf("stored: %v, %v", kvs, err)
 	}
 	// None in the way, none written.
-	if _, verdicts, err := s.CommitEach(t.Context(), []store.Txn{txn("g/1", "e/4", first)}); err != nil || !errors.As(verdicts[0], &conflict) {
+	if _, verdicts, err := s.CommitEach(t.Context(), nil, []store.Txn{txn("g/1", "e/4", first)}); err != nil || !errors.As(verdicts[0], &conflict) {
 		t.Errorf("verdicts %v, %v", verdicts, err)
 	}
 	parts := 0
