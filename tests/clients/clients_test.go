@@ -38,7 +38,11 @@ func TestRotationUnderTraffic(t *testing.T) {
 		p.alive(t)
 	}
 	for _, p := range c.callers {
-		for with, f := range p.report(t) {
+		flows := p.report(t)
+		if want := len(c.flows[p.name]); len(flows) < want {
+			t.Errorf("%s made %d flows, want %d", p.name, len(flows), want)
+		}
+		for with, f := range flows {
 			judge(t, p.name+" → "+with, f)
 		}
 	}
