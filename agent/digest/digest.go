@@ -22,8 +22,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/assay-id/assay/agent/process"
 	"github.com/assay-id/assay/selectors"
@@ -79,13 +83,41 @@ func (h *Hasher) Close() error {
 }
 
 // runningFilesAreProtected tries what an attacker would: to open a running program for
-// writing. Only the refusal for that reason counts.
+// writing. Only the refusal for that reason counts. Who may not write his own program asks the same count of the
+// kernel (i_writecount) from its other side: a file that is open for writing is not executed.
 func runningFilesAreProtected() bool {
 	f, err := os.OpenFile("/proc/self/exe", os.O_WRONLY, 0)
 	if err == nil {
 		f.Close()
 	}
+	if errors.Is(err, syscall.EACCES) {
+		err = executeWritten()
+	}
 	return errors.Is(err, syscall.ETXTBSY)
+}
+
+// executeWritten tries to execute an empty file, which can not succeed, while that is open for writing.
+func executeWritten() error {
+	fd, err := unix.MemfdCreate("empty", unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	writer, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_WRONLY, 0) // only an opening by name counts
+	if err != nil {
+		return err
+	}
+	defer writer.Close()
+	return execute(fd)
+}
+
+// execute is for files that can not be executed.
+func execute(fd int) error {
+	var empty byte
+	argv := []*byte{&empty, nil}
+	_, _, errno := unix.Syscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(&empty)),
+		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&argv[1])), unix.AT_EMPTY_PATH, 0)
+	return errno
 }
 
 // stable are the file systems whose files change only through this kernel (linux/magic.h).

@@ -92,6 +92,28 @@ func TestOverlayIsReadEachTime(t *testing.T) {
 	}
 }
 
+// The two ways of asking agree, and the second can tell.
+func TestRunningFilesAreProtected(t *testing.T) {
+	f, err := os.OpenFile("/proc/self/exe", os.O_WRONLY, 0)
+	if err == nil {
+		f.Close()
+	}
+	if written := executeWritten(); errors.Is(written, syscall.ETXTBSY) != errors.Is(err, syscall.ETXTBSY) {
+		t.Errorf("writing what runs: %v; running what is written: %v", err, written)
+	}
+	path := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(path, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = os.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := execute(int(f.Fd())); !errors.Is(err, syscall.ENOEXEC) {
+		t.Errorf("running an empty file that nobody writes: %v", err)
+	}
+}
+
 func TestNoDigestRatherThanAWrongOne(t *testing.T) {
 	p, img := program(t, "x")
 	h := hasher(t, 10)

@@ -35,6 +35,9 @@ func TestUnits(t *testing.T) {
 	t.Run("Power", func(t *testing.T) { testPower(t, h) })
 	h.must(t, "assay", "entry", "create", "--spiffe-id", "spiffe://example.org/work", "--parent", h.nodeID(t), "--selector", "unix:uid:65534", "--selector", "evidence:tier:t2", "--selector", "unix:path:/usr/bin/assay")
 	fetched(t, h)
+	if said := h.log(); strings.Contains(said, "digests take more time than they need") {
+		t.Errorf("the agent can not share digests: %s", said)
+	}
 	t.Run("Capabilities", func(t *testing.T) { testCapabilities(t, h) })
 	t.Run("Restart", func(t *testing.T) {
 		before := len(h.log())
