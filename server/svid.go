@@ -84,7 +84,8 @@ func (o *ownSVID) run(ctx context.Context, log *slog.Logger) {
 		o.mu.RLock()
 		leaf := o.cert.Leaf
 		o.mu.RUnlock()
-		if time.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)) && o.trusted(leaf) {
+		now, half := time.Now(), leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)
+		if now.Before(half) && !now.Before(leaf.NotBefore) && o.trusted(leaf) {
 			continue
 		}
 		if err := o.renew(); err != nil {

@@ -69,6 +69,11 @@ type spare struct {
 func (a *authority) life() time.Duration              { return a.notAfter.Sub(a.notBefore) }
 func (a *authority) left(now time.Time) time.Duration { return a.notAfter.Sub(now) }
 
+// validAt is false before its time, too, if it is a certificate: then the clock was set back.
+func (a *authority) validAt(now time.Time) bool {
+	return now.Before(a.notAfter) && (a.kind != X509 || !now.Before(a.notBefore))
+}
+
 func (a *authority) describe() *Authority {
 	if a == nil {
 		return nil

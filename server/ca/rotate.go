@@ -50,11 +50,12 @@ func (c *CA) rotate(ctx context.Context, k Kind, now time.Time) error {
 	s := c.slotsOf(k)
 	b, _ := c.Bundle()
 	signs := c.signing[k].Load()
-	if signs != nil && !now.Before(signs.notAfter) {
+	if signs != nil && !signs.validAt(now) {
+		c.cfg.Logger.Warn("the authority that signs is not valid now; another takes its place", "kind", k, "authority_id", signs.id, "valid_from", signs.notBefore, "expires_at", signs.notAfter, "now", now)
 		signs = nil
 	}
 	next := s.prepared()
-	if next != nil && (!now.Before(next.notAfter) || !b.Vouches(next.anchor)) {
+	if next != nil && (!next.validAt(now) || !b.Vouches(next.anchor)) {
 		next = nil
 	}
 	if next == nil && (signs == nil || signs.left(now) <= min(signs.life()/2, maxPrepare)) {
