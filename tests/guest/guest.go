@@ -38,7 +38,7 @@ type Kernel struct {
 
 // Kernels are those that the guests run.
 var Kernels = []Kernel{
-	{"6.1", "linux-image-cloud-amd64", "max", []string{"bpf", "caller", "digest", "attest", "scenarios", "redteam", "demo"}, fileModules},
+	{"6.1", "linux-image-cloud-amd64", "max", []string{"bpf", "caller", "digest", "attest", "scenarios", "redteam", "clock", "demo"}, fileModules},
 	// QEMU 7.2 double-faults 6.12 in a cmpxchg16b path.
 	// The scenarios are about the agent and the server, not about the kernel: once is enough.
 	{"6.12", "linux-image-6.12-cloud-amd64", "max,-cx16", []string{"bpf", "caller", "digest", "attest", "redteam", "demo"}, append(networkModules, fileModules...)},

@@ -32,6 +32,7 @@ var suites = []struct{ name, pkg, run string }{
 		"TestOpenStreamFollowsTheEntries", "TestTokensAreNotShared", "TestHistory", "TestClock",
 	}, "|")},
 	{"redteam", "./tests/redteam", ""},
+	{"clock", "./tests/clock", ""},
 }
 
 const initScript = `#!/bin/busybox sh
