@@ -3,11 +3,16 @@
 package upstream
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"math/big"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/trust"
@@ -51,4 +56,35 @@ func TestListsComeWithTheBundle(t *testing.T) {
 	want("with another bundle", 6, 1)
 	next <- &nodepb.WatchResponse{Revocations: &nodepb.RevocationLists{}}
 	want("without lists", 6, 0)
+}
+
+// RevokeSVID is the far server's: it knows one certificate.
+func (f *far) RevokeSVID(_ context.Context, req *nodepb.RevokeSVIDRequest) (*nodepb.RevokeSVIDResponse, error) {
+	if string(req.Certificate) != "mine" || req.Reason != 1 || req.Why != "ptrace" {
+		return nil, status.Error(codes.PermissionDenied, "not signed for this agent")
+	}
+	return &nodepb.RevokeSVIDResponse{}, nil
+}
+
+func TestRevokeSVID(t *testing.T) {
+	f := startFar(t, false)
+	next := make(chan *nodepb.WatchResponse, 1)
+	f.pushes(next)
+	settled := make(chan struct{})
+	close(settled)
+	c, s, _ := f.runTo(&quoter{JoinToken: proof.JoinToken{Token: "x"}}, nil, &sink{entries: make(chan string, 16), bundles: func(trust.Change) <-chan struct{} { return settled }})
+	next <- &nodepb.WatchResponse{Full: true, Bundle: f.bundle(5, false)}
+	s.gets(t, "true []")
+	if err := c.RevokeSVID(t.Context(), []byte("mine"), 1, "ptrace"); err != nil {
+		t.Error(err)
+	}
+	var verdict *Refusal
+	if err := c.RevokeSVID(t.Context(), []byte("another's"), 1, "ptrace"); !errors.As(err, &verdict) || verdict.Message != "not signed for this agent" {
+		t.Errorf("another's: %v", err)
+	}
+	c.spire.Store(true)
+	var unable *Unsupported
+	if err := c.RevokeSVID(t.Context(), []byte("mine"), 1, "ptrace"); !errors.As(err, &unable) {
+		t.Errorf("at a server of SPIRE's: %v", err)
+	}
 }

@@ -335,11 +335,6 @@ func (r *Registry) show(whole *view, batch store.Batch) {
 	}
 }
 
-// waiting names in order the servers that have not answered a request.
-func waiting(servers []string, done map[string]Answer) []string {
-	return slices.DeleteFunc(slices.Sorted(slices.Values(servers)), func(id string) bool { _, ok := done[id]; return ok })
-}
-
 // kick wakes the worker.
 func (r *Registry) kick() {
 	select {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -219,4 +220,9 @@ func (v *view) expired(now time.Time, listTTL, life time.Duration, servers []str
 		}
 	}
 	return keys
+}
+
+// waiting names in order the servers that have not answered a request.
+func waiting(servers []string, done map[string]Answer) []string {
+	return slices.DeleteFunc(slices.Sorted(slices.Values(servers)), func(id string) bool { _, ok := done[id]; return ok })
 }
