@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -238,8 +239,13 @@ func TestRevoke(t *testing.T) {
 	s.Registry.Close()
 	s.open()
 	s.want("after a restart", one, true)
-	if list := s.List(); len(list) != 3 || !list[0].Listed || list[0].Why != "test" || list[0].By != "operator me" || list[0].Node != nodeA {
-		t.Errorf("List = %+v", list)
+	list := s.List()
+	at := slices.IndexFunc(list, func(i revocation.Item) bool { return i.Serial == one.SerialNumber.String() })
+	if len(list) != 3 || at < 0 {
+		t.Fatalf("List = %+v", list)
+	}
+	if i := list[at]; !i.Listed || i.Why != "test" || i.By != "operator me" || i.Node != nodeA || i.Reason != 1 {
+		t.Errorf("List has %+v", i.Revocation)
 	}
 	if n := s.list(one).Number.Int64(); n != number {
 		t.Errorf("a restart made list %d of %d", n, number)
