@@ -159,24 +159,24 @@ type Signer struct {
 }
 
 // SignX509SVID implements svids.Signer.
-func (s *Signer) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte, _ *selectors.Facts) ([]*x509.Certificate, error) {
+func (s *Signer) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte, _ *selectors.Facts) ([]*x509.Certificate, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
-		return nil, s.err
+		return nil, false, s.err
 	}
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	s.next++
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(s.next), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{e.SPIFFEID.URL()}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, req.PublicKey, s.Key)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	cert, err := x509.ParseCertificate(der)
-	return []*x509.Certificate{cert}, err
+	return []*x509.Certificate{cert}, false, err
 }
 
 // token signs the claims with the trust domain's key.

@@ -24,17 +24,17 @@ type Caller interface {
 
 // slotKey says what the Manager keeps apart.
 type slotKey struct {
-	kind  Kind
-	entry string
-	// Of JWT: the audience, and the process, whose next image is another one.
-	audience string
-	process  selectors.ProcessKey
+	kind     Kind
+	entry    string
+	audience string // of JWT
+	// Of JWT, and of what the server signs for one process: that process, whose next image is another one.
+	process selectors.ProcessKey
 }
 
 // slot is what the Manager holds for one key. All fields belong to Manager.mu.
 type slot struct {
 	svid    *SVID         // nil before the first issue
-	set     selectors.Set // of JWT: what the process was when it was issued
+	set     selectors.Set // with a process: what it was when it was issued
 	tainted bool          // to be replaced, whatever its age
 	pending chan struct{} // closed when the issue under way ends; nil when none is
 	renew   *time.Timer
@@ -92,8 +92,14 @@ func (m *Manager) one(ctx context.Context, c Caller, e *selectors.Entry, kind Ki
 		}
 		key.audience, key.process, set = strings.Join(audience, "\x00"), c.Facts().Process, c.Selectors()
 	}
+	shared := key
 	for {
 		m.mu.Lock()
+		if kind != JWT {
+			if key, set = shared, nil; m.apart[shared] {
+				key.process, set = c.Facts().Process, c.Selectors()
+			}
+		}
 		s := m.slot(key)
 		if s.is(set, audience) && m.fresh(s, e) {
 			m.mu.Unlock()
@@ -136,7 +142,13 @@ func (m *Manager) slot(key slotKey) *slot {
 	return s
 }
 
-// is: a JWT-SVID for just this audience, of a process that is still what it was.
+// shared is the key without the process.
+func (k slotKey) shared() slotKey {
+	k.process = selectors.ProcessKey{}
+	return k
+}
+
+// is: an SVID for just this audience, of a process that is still what it was.
 func (s *slot) is(set selectors.Set, audience []string) bool {
 	return s.svid != nil && slices.Equal(s.set, set) && slices.Equal(s.svid.Audience, audience)
 }
@@ -161,6 +173,16 @@ func (m *Manager) issue(ctx context.Context, c Caller, e *selectors.Entry, key s
 			return nil, err
 		}
 		return m.keep(e, key, s, err)
+	}
+	if key.kind != JWT && svid.perProcess == (key == key.shared()) {
+		m.drop(key, s)
+		if key, set = key.shared(), nil; svid.perProcess {
+			m.apart[key] = true // who waits for the slot looks for his own
+			key.process, set = c.Facts().Process, c.Selectors()
+		} else {
+			delete(m.apart, key)
+		}
+		s = m.slot(key)
 	}
 	s.svid, s.set, s.tainted = svid, set, false
 	again := half(svid).Sub(m.now()) + rand.N(svid.NotAfter.Sub(svid.NotBefore)/20+1)
@@ -210,8 +232,8 @@ func (m *Manager) due(key slotKey, s *slot) {
 		return
 	}
 	s.tainted = m.taints(s.svid)
-	if m.wake(e) > 0 {
-		return
+	if m.wake(e) > 0 && key == key.shared() {
+		return // by whom it is renewed; of one process we do not know whether it listens
 	}
 	if rest := s.svid.NotAfter.Sub(m.now()); rest > 0 {
 		m.schedule(key, s, rest)
@@ -234,15 +256,17 @@ func (m *Manager) wake(e *selectors.Entry) (listeners int) {
 
 // forget drops what was issued for the entries. With mu held.
 func (m *Manager) forget(entries []string) {
+	apart := len(m.apart) > 0
 	for _, id := range entries {
 		for _, kind := range []Kind{X509, WIT} {
 			key := slotKey{kind: kind, entry: id}
+			delete(m.apart, key)
 			if s := m.cache[key]; s != nil {
 				m.drop(key, s)
 			}
 		}
 	}
-	if len(entries) == 0 || m.tokens.Len() == 0 {
+	if len(entries) == 0 || m.tokens.Len() == 0 && !apart {
 		return
 	}
 	gone := slices.Sorted(slices.Values(entries))

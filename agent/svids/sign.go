@@ -25,8 +25,8 @@ import (
 // Signer has SVIDs signed by the server (agent/upstream). An error with a method
 // Refused() bool that says true is a verdict of the server; any other is a fault.
 type Signer interface {
-	// SignX509SVID returns the chain, leaf first.
-	SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error)
+	// SignX509SVID returns the chain, leaf first, and whether it is for this process only.
+	SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) (chain []*x509.Certificate, perProcess bool, err error)
 	SignJWTSVID(ctx context.Context, entry *selectors.Entry, audience []string, facts *selectors.Facts) (trust.Token, error)
 	// SignWITSVID takes the workload's public key, PKIX DER, and the JWS algorithm that it signs with.
 	SignWITSVID(ctx context.Context, entry *selectors.Entry, publicKey []byte, algorithm string, facts *selectors.Facts) (trust.Token, error)
@@ -55,11 +55,12 @@ func (m *Manager) sign(ctx context.Context, c Caller, e *selectors.Entry, kind K
 	if err != nil {
 		return nil, err
 	}
-	chain, err := m.signer.SignX509SVID(ctx, e, csr, c.Facts())
+	chain, perProcess, err := m.signer.SignX509SVID(ctx, e, csr, c.Facts())
 	if err != nil {
 		return nil, err
 	}
 	leaf := chain[0]
+	svid.perProcess = perProcess
 	svid.Key, svid.Serial, svid.NotBefore, svid.NotAfter = key, leaf.SerialNumber.String(), leaf.NotBefore, leaf.NotAfter
 	for _, c := range chain {
 		svid.Chain = append(svid.Chain, c.Raw...)
@@ -72,6 +73,7 @@ func (s *SVID) signed(t trust.Token, err error) (*SVID, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(t.Text))
+	s.perProcess = t.PerProcess
 	s.Token, s.keyID, s.NotBefore, s.NotAfter, s.Serial = t.Text, t.KeyID, t.IssuedAt, t.ExpiresAt, hex.EncodeToString(sum[:])
 	return s, nil
 }

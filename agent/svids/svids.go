@@ -56,7 +56,8 @@ type SVID struct {
 	Audience            []string
 	NotBefore, NotAfter time.Time
 
-	keyID string // of the authority that signed the token
+	keyID      string // of the authority that signed the token
+	perProcess bool   // the server's policy said yes to one process
 }
 
 // Manager is the node's SVIDs. Make one with New. It is safe for concurrent use.
@@ -65,14 +66,16 @@ type Manager struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	mu       sync.Mutex
-	index    selectors.Index
-	own      *trust.Bundle // nil before the first
-	foreign  map[spiffeid.TrustDomain]*trust.Bundle
-	version  uint64        // of the bundles
-	settled  chan struct{} // closed when behind is 0
-	behind   int           // listeners that have not shown that they have this version
-	cache    map[slotKey]*slot
+	mu      sync.Mutex
+	index   selectors.Index
+	own     *trust.Bundle // nil before the first
+	foreign map[spiffeid.TrustDomain]*trust.Bundle
+	version uint64        // of the bundles
+	settled chan struct{} // closed when behind is 0
+	behind  int           // listeners that have not shown that they have this version
+	cache   map[slotKey]*slot
+	// apart are the slots, without a process, that the server's policy had us keep by process.
+	apart    map[slotKey]bool
 	tokens   list.List // the JWT slots' keys, least recently used last
 	subs     map[*Subscription]struct{}
 	revision int64
@@ -83,7 +86,7 @@ type Manager struct {
 
 // New returns a Manager that knows nothing yet; feed it through Entries and Trust.
 func New(signer Signer, log *slog.Logger, now func() time.Time) *Manager {
-	m := &Manager{signer: signer, log: log, now: now, cache: map[slotKey]*slot{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
+	m := &Manager{signer: signer, log: log, now: now, cache: map[slotKey]*slot{}, apart: map[slotKey]bool{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
 		subs: map[*Subscription]struct{}{}, ready: make(chan struct{}), settled: make(chan struct{})}
 	close(m.settled)
 	return m

@@ -32,11 +32,13 @@ var td = spiffeid.RequireTrustDomainFromString("example.org")
 type server struct {
 	key    *ecdsa.PrivateKey
 	signed atomic.Int32
-	ttl    time.Duration
-	ca     *x509.Certificate // nil: certificates are self-signed
-	keyID  string            // of the tokens
-	mu     sync.Mutex
-	err    error
+	// perProcess: it says that what it signs is for one process.
+	perProcess atomic.Bool
+	ttl        time.Duration
+	ca         *x509.Certificate // nil: certificates are self-signed
+	keyID      string            // of the tokens
+	mu         sync.Mutex
+	err        error
 }
 
 func newServer(t *testing.T) *server {
@@ -53,19 +55,19 @@ func (s *server) fail(err error) {
 	s.err = err
 }
 
-func (s *server) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte, _ *selectors.Facts) ([]*x509.Certificate, error) {
+func (s *server) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte, _ *selectors.Facts) ([]*x509.Certificate, bool, error) {
 	s.mu.Lock()
 	err, ca := s.err, s.ca
 	s.mu.Unlock()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := req.CheckSignature(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	n := s.signed.Add(1)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(int64(n)), NotBefore: time.Now(), NotAfter: time.Now().Add(s.ttl), URIs: []*url.URL{e.SPIFFEID.URL()}}
@@ -74,10 +76,10 @@ func (s *server) SignX509SVID(_ context.Context, e *selectors.Entry, csr []byte,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca, req.PublicKey, s.key)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	c, err := x509.ParseCertificate(der)
-	return []*x509.Certificate{c}, err
+	return []*x509.Certificate{c}, s.perProcess.Load(), err
 }
 
 func (s *server) token(e *selectors.Entry, what any) (trust.Token, error) {
@@ -86,7 +88,7 @@ func (s *server) token(e *selectors.Entry, what any) (trust.Token, error) {
 	if s.err != nil {
 		return trust.Token{}, s.err
 	}
-	return trust.Token{Text: fmt.Sprint(e.ID, s.signed.Add(1), what), KeyID: s.keyID, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(s.ttl)}, nil
+	return trust.Token{Text: fmt.Sprint(e.ID, s.signed.Add(1), what), KeyID: s.keyID, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(s.ttl), PerProcess: s.perProcess.Load()}, nil
 }
 
 func (s *server) SignJWTSVID(_ context.Context, e *selectors.Entry, audience []string, _ *selectors.Facts) (trust.Token, error) {

@@ -22,6 +22,8 @@ type Token struct {
 	// KeyID names the authority that signed.
 	KeyID               string
 	IssuedAt, ExpiresAt time.Time
+	// PerProcess: the server signed for one process, not for all of the entry (of WIT; a JWT-SVID always is).
+	PerProcess bool
 }
 
 // ReadToken reads what the server sent for id. The signature is not checked: it came from the server, and may

@@ -36,11 +36,11 @@ func TestServerOfSPIRE(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, err := c.SignX509SVID(t.Context(), &selectors.Entry{ID: "polled"}, csr, &selectors.Facts{})
+	chain, _, err := c.SignX509SVID(t.Context(), &selectors.Entry{ID: "polled"}, csr, &selectors.Facts{})
 	if err != nil || chain[0].URIs[0].Path != "/polled" {
 		t.Errorf("signed %v, %v", chain, err)
 	}
-	_, err = c.SignX509SVID(t.Context(), &selectors.Entry{ID: "other"}, csr, &selectors.Facts{})
+	_, _, err = c.SignX509SVID(t.Context(), &selectors.Entry{ID: "other"}, csr, &selectors.Facts{})
 	var r *Refusal
 	if !errors.As(err, &r) {
 		t.Errorf("an entry of another agent: %v", err)

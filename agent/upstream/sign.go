@@ -75,20 +75,22 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 	return svid, nil
 }
 
-// SignX509SVID has the server sign a workload's key on the given facts. A verdict of the
-// server is a *Refusal.
-func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) ([]*x509.Certificate, error) {
+// SignX509SVID has the server sign a workload's key on the given facts, for the process of the facts only if perProcess. A
+// verdict of the server is a *Refusal.
+func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) (chain []*x509.Certificate, perProcess bool, err error) {
 	svid, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*types.X509SVID, error) {
 		r, err := n.SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: factsProto(facts)})
+		perProcess = r.GetPerProcess()
 		return r.GetSvid(), err
 	}, func(ctx context.Context, s svidv1.SVIDClient) (*types.X509SVID, error) {
 		r, err := s.BatchNewX509SVID(ctx, &svidv1.BatchNewX509SVIDRequest{Params: []*svidv1.NewX509SVIDParams{{EntryId: entry.ID, Csr: csr}}})
 		return only(r.GetResults(), err)
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return parseChain(svid.GetCertChain())
+	chain, err = parseChain(svid.GetCertChain())
+	return chain, perProcess, err
 }
 
 // SignJWTSVID has the server sign a JWT-SVID for the audience. Errors: see SignX509SVID, and *Unsupported.
@@ -109,8 +111,10 @@ func (c *Client) SignJWTSVID(ctx context.Context, entry *selectors.Entry, audien
 // SignWITSVID has the server sign a WIT-SVID for the workload's public key, PKIX DER, which signs with the
 // JWS algorithm. Errors: see SignJWTSVID.
 func (c *Client) SignWITSVID(ctx context.Context, entry *selectors.Entry, publicKey []byte, algorithm string, facts *selectors.Facts) (trust.Token, error) {
+	perProcess := false
 	svid, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*types.WITSVID, error) {
 		r, err := n.SignWITSVID(ctx, &nodepb.SignWITSVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, PublicKey: publicKey, SigningAlgorithm: algorithm, Facts: factsProto(facts)})
+		perProcess = r.GetPerProcess()
 		return r.GetSvid(), err
 	}, func(ctx context.Context, s svidv1.SVIDClient) (*types.WITSVID, error) {
 		r, err := s.BatchNewWITSVID(ctx, &svidv1.BatchNewWITSVIDRequest{Params: []*svidv1.NewWITSVIDParams{{EntryId: entry.ID, PublicKey: publicKey, SigningAlgorithm: algorithm}}})
@@ -119,7 +123,9 @@ func (c *Client) SignWITSVID(ctx context.Context, entry *selectors.Entry, public
 	if err != nil {
 		return trust.Token{}, err
 	}
-	return trust.ReadToken(svid.GetToken(), entry.SPIFFEID)
+	token, err := trust.ReadToken(svid.GetToken(), entry.SPIFFEID)
+	token.PerProcess = perProcess
+	return token, err
 }
 
 // only returns the one result of a batch of one.
