@@ -25,6 +25,7 @@ import (
 
 	"github.com/assay-id/assay/agent/attest"
 	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/clock"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
 	"github.com/assay-id/assay/agent/sds"
@@ -156,6 +157,7 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
+	group.Go(func() error { return clock.Watch(ctx, a.server.ClockSet) })
 	if a.sensor != nil {
 		group.Go(func() error { return a.followEvents(ctx, workloads) })
 	}

@@ -82,6 +82,7 @@ type Client struct {
 	node *node            // nil before the first attestation
 	conn *grpc.ClientConn // mTLS, of node
 
+	clock     chan struct{} // holds one if the clock was set and no session has looked since
 	connected atomic.Bool
 	spire     atomic.Bool // conn's server has SPIRE's services only
 	returns   bool        // the node was admitted in this run and can attest again; Run's own
@@ -103,10 +104,32 @@ type node struct {
 }
 
 // New returns a Client that has not connected yet. Sink may be set later by SetSink.
-func New(cfg Config) *Client { return &Client{cfg: cfg} }
+func New(cfg Config) *Client { return &Client{cfg: cfg, clock: make(chan struct{}, 1)} }
 
 // SetSink says where pushed entries and bundles go. Call it before Run.
 func (c *Client) SetSink(s Sink) { c.sink = s }
+
+// ClockSet says that the clock was set or the machine slept: the node's SVID may be due for renewal now.
+func (c *Client) ClockSet() {
+	select {
+	case c.clock <- struct{}{}:
+	default:
+	}
+}
+
+// awaitClock ends the session when the clock was set to where the node's SVID is not valid yet, or is due.
+func (c *Client) awaitClock(ctx context.Context, from, due time.Time) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.clock:
+			if now := c.cfg.Now(); now.Before(from) || !now.Before(due) {
+				c.due()
+			}
+		}
+	}
+}
 
 // Connected reports whether the feed is open now.
 func (c *Client) Connected() bool { return c.connected.Load() }
@@ -188,6 +211,7 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 
 	group, streams := errgroup.WithContext(untilDue)
 	group.Go(func() error { return c.follow(streams, conn, back) })
+	group.Go(func() error { c.awaitClock(streams, leaf.NotBefore, due); return nil })
 	if r, ok := c.cfg.Attestor.(Requoter); ok {
 		group.Go(func() error { return c.requote(streams, n, conn, r) })
 	}
@@ -205,8 +229,11 @@ func (c *Client) identity(ctx context.Context) (*node, error) {
 	c.mu.Lock()
 	n := c.node
 	c.mu.Unlock()
-	if n != nil && c.cfg.Now().Before(n.svid.Certificates[0].NotAfter) {
-		return n, nil
+	if n != nil {
+		leaf, now := n.svid.Certificates[0], c.cfg.Now()
+		if now.Before(leaf.NotAfter) && !now.Before(leaf.NotBefore) {
+			return n, nil
+		}
 	}
 	n, err := c.attest(ctx)
 	if err != nil {
