@@ -118,6 +118,9 @@ func TestSPIFFEID(t *testing.T) {
 			}
 		}
 	}, withServer)
+}
+
+func TestSPIFFEIDIssued(t *testing.T) {
 	point(t, "ID-16", func(p *probe) {
 		path := strings.TrimPrefix(at.ids[0], "spiffe://"+at.td)
 		_, err := at.api.FetchJWTSVID(call(p), &pb.JWTSVIDRequest{Audience: []string{"db"}, SpiffeId: "spiffe://" + at.td + strings.ToUpper(path)})

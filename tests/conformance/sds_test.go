@@ -229,6 +229,9 @@ func TestSDSResources(t *testing.T) {
 			}
 		}
 	}, withSDS)
+}
+
+func TestSDSAnswers(t *testing.T) {
 	point(t, "SDS-11", func(p *probe) {
 		foreign := "spiffe://" + at.td + "/conformance/of-somebody-else"
 		e := newEnvoy(p, nil)
