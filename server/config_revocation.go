@@ -83,6 +83,19 @@ func (s *Server) openRevocations(ctx context.Context) (err error) {
 	return err
 }
 
+// followAuthorities has lists made for new authorities before they sign.
+func (s *Server) followAuthorities(ctx context.Context) {
+	for {
+		_, changed := s.ca.Bundle()
+		s.revocations.Refresh()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
 // revokeRefused has what nodes have revoked that do not count any more, which may have happened while this server was away.
 func (s *Server) revokeRefused() error {
 	all, _, err := s.nodes.List(nodes.Filter{}, 0, "")

@@ -17,6 +17,7 @@ import (
 
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	authorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -316,6 +317,17 @@ func TestCRLEndpoint(t *testing.T) {
 	if err := list.CheckSignatureFrom(e.bundle.X509Authorities()[0]); err != nil {
 		t.Error(err)
 	}
+	prepared, err := e.admin.local.PrepareX509Authority(t.Context(), &authorityv1.PrepareX509AuthorityRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the list of an authority that does not sign yet", func() bool {
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/%s.crl", port, prepared.PreparedAuthority.AuthorityId))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Body.Close() == nil && resp.StatusCode == 200
+	})
 }
 
 func TestRevocationConfig(t *testing.T) {

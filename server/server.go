@@ -119,6 +119,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return s.api.Serve(ctx, tcp, admin) })
 	group.Go(func() error { s.ca.Run(ctx); return nil })
 	group.Go(func() error { s.svid.run(ctx, s.log); return nil })
+	group.Go(func() error { s.followAuthorities(ctx); return nil })
 	for _, l := range web {
 		group.Go(func() error { return l.serve(ctx, s) })
 	}

@@ -335,6 +335,9 @@ func (r *Registry) show(whole *view, batch store.Batch) {
 	}
 }
 
+// Refresh looks at once whether all authorities have their lists; call it when there are others.
+func (r *Registry) Refresh() { r.kick() }
+
 // kick wakes the worker.
 func (r *Registry) kick() {
 	select {
