@@ -181,7 +181,7 @@ func New(cfg Config) *Server {
 	}
 	s.gate = gate.New(gate.Config{
 		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles, Policy: cfg.Policies.gate(),
-		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted, Revoked: cfg.Revocations.Revoked,
+		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted, Revoked: s.revoked,
 		Stopping: func() { s.health.Shutdown(); cfg.Streams.stop() }, Logger: cfg.Logger, Now: cfg.Now,
 	}, s.register)
 	return s

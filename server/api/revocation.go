@@ -58,9 +58,11 @@ func (s *Server) record(ctx context.Context, p *proof, leaf *x509.Certificate) e
 	return nil
 }
 
+func (s *Server) revoked(cert *x509.Certificate) bool { return s.cfg.Revocations.Revoked(cert) }
+
 // revokedAgent is the refusal of an agent's SVID that is revoked.
 func (s *Server) revokedAgent(c gate.Caller) error {
-	if c.Cert != nil && s.cfg.Revocations.Revoked(c.Cert) {
+	if c.Cert != nil && s.revoked(c.Cert) {
 		return &nodes.DeniedError{Agent: c.ID, Reason: nodes.NotActive}
 	}
 	return nil
