@@ -85,6 +85,7 @@ func storeCommand(load func() (server.Config, error)) *cobra.Command {
 		return cluster.Remove(ctx, c, args[0])
 	})
 	add("members", "Lists the members and whether they answer", 0, listMembers)
+	add("status", "Shows the size of the database, its limit, its revision, who leads, and alarms", 0, showStatus)
 	add("backup FILE", "Writes what is in the store to a file, while the server runs", 1, func(ctx context.Context, c cluster.Config, args []string, out io.Writer) error {
 		size, err := cluster.Backup(ctx, c, args[0])
 		if err != nil {
@@ -133,6 +134,29 @@ func runInvite(ctx context.Context, c cluster.Config, listen string, wait time.D
 	}
 	_, err = fmt.Fprintf(out, "%s may come in: start assay-server there; it votes once it has the content.\n", name)
 	return err
+}
+
+func showStatus(ctx context.Context, c cluster.Config, _ []string, out io.Writer) error {
+	s, err := cluster.Look(ctx, c)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	leader, answer := "none", 0
+	for _, m := range s.Members {
+		if m.Role == cluster.Leader {
+			leader = m.Name
+		}
+		if m.Trouble == "" {
+			answer++
+		}
+	}
+	fmt.Fprintf(w, "members\t%d, of which %d answer\nleader\t%s, term %d\nrevision\t%d, %d records behind\n", len(s.Members), answer, leader, s.Term, s.Revision, s.Behind)
+	fmt.Fprintf(w, "database\t%.1f MiB, %.1f MiB of them in use\nlimit\t%d MiB\n", float64(s.DatabaseBytes)/(1<<20), float64(s.UsedBytes)/(1<<20), s.LimitBytes>>20)
+	for _, alarm := range s.Alarms {
+		fmt.Fprintf(w, "alarm\t%s\n", alarm)
+	}
+	return w.Flush()
 }
 
 func listMembers(ctx context.Context, c cluster.Config, _ []string, out io.Writer) error {
