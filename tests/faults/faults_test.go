@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -174,6 +175,12 @@ func TestLeader(t *testing.T) {
 	w.more(t, 50)
 	killed.start()
 	w.end(t, h)
+	for _, s := range h.servers {
+		want := regexp.MustCompile(`(?m)^members +3, of which 3 answer\nleader +` + h.leader().name + `, term \d+\nrevision +\d{2,}, \d+ records behind\ndatabase +\d.*MiB, \d.* in use\nlimit +8064 MiB\n$`)
+		if got := s.store("status"); !want.MatchString(got) {
+			t.Errorf("%s: %s", s.name, got)
+		}
+	}
 
 	w = h.write()
 	w.more(t, 50)
