@@ -35,6 +35,7 @@ import (
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/nodes"
+	"github.com/assay-id/assay/server/revocation"
 	"github.com/assay-id/assay/server/storetest"
 	"github.com/assay-id/assay/tpm/policy"
 )
@@ -97,9 +98,12 @@ func open(t *testing.T, continuous Continuous, attestor string) *site {
 	others, err := federation.Open(t.Context(), federation.Config{Store: store, TrustDomain: td, Entries: s.entries, Logger: log})
 	must(t, others, err)
 	t.Cleanup(others.Close)
+	revocations, err := revocation.Open(t.Context(), revocation.Config{Dir: filepath.Join(dir, "signed"), ServerID: signer.ServerID(), Store: store, Authorities: signer, Life: 24 * time.Hour, Logger: log})
+	must(t, revocations, err)
+	t.Cleanup(revocations.Close)
 	streams := NewStreams()
 	api := New(Config{
-		TrustDomain: td, Entries: s.entries, Signer: signer, Federation: others, Nodes: s.nodes, Continuous: continuous, Streams: streams, Logger: log,
+		TrustDomain: td, Entries: s.entries, Signer: signer, Federation: others, Revocations: revocations, Nodes: s.nodes, Continuous: continuous, Streams: streams, Logger: log,
 		ServerSVID: func() (*tls.Certificate, error) { return certificate(chain, own), nil },
 	})
 	t.Cleanup(s.nodes.OnChange(streams.NodeChanged))
