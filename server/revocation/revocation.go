@@ -89,7 +89,7 @@ type Registry struct {
 
 const (
 	pruneEvery = 30 * time.Second
-	retryEvery = time.Second
+	retryEvery = 3 * time.Second
 	// apart is how long one publication of lists is after another: what is revoked in between is one list.
 	apart = 100 * time.Millisecond
 	// workTimeout bounds one turn, so that a store that hangs is asked again.
