@@ -103,13 +103,18 @@ func (f *feed) listen() {
 	}
 }
 
-// Behind names the agents with an open feed that do not use the trust bundle of this sequence
+// named is how many agents Behind names at most: it is asked again and again while thousands are.
+const named = 1000
+
+// Behind names agents with an open feed that do not use the trust bundle of this sequence
 // number, or a later one, yet. SPIRE's agents poll, have no feed and are not among them.
 func (w *Streams) Behind(sequence uint64) (behind []string) {
 	w.mu.Lock()
 	for f := range w.feeds {
 		if f.has < sequence {
-			behind = append(behind, f.agent.String())
+			if behind = append(behind, f.agent.String()); len(behind) == named {
+				break
+			}
 		}
 	}
 	w.mu.Unlock()
