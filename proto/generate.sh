@@ -13,4 +13,4 @@ protoc --plugin="$bin/protoc-gen-go" --plugin="$bin/protoc-gen-go-grpc" \
 	-I "$bin" -I "$sdk" \
 	--go_out=. --go_opt=module=github.com/assay-id/assay \
 	--go-grpc_out=. --go-grpc_opt=module=github.com/assay-id/assay \
-	assay/evidence/evidence.proto assay/node/node.proto assay/agentadmin/agentadmin.proto assay/nodeadmin/nodeadmin.proto assay/revocation/revocation.proto
+	assay/evidence/evidence.proto assay/node/node.proto assay/agentadmin/agentadmin.proto assay/nodeadmin/nodeadmin.proto assay/revocation/revocation.proto assay/entry/entry.proto

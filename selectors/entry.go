@@ -41,6 +41,8 @@ type Entry struct {
 	Revision int64 `json:"revision"`
 	// Attributes are the optional spire.api.types.Entry.AdditionalAttributes; nil is unset.
 	Attributes *EntryAttributes `json:"attributes,omitempty"`
+	// Options are what Assay adds to SPIRE's entries.
+	Options EntryOptions `json:"options,omitzero"`
 }
 
 // EntryAttributes mirrors spire.api.types.Entry.AdditionalAttributes.

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -15,6 +16,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/assay-id/assay/agent/trust"
+	entrypb "github.com/assay-id/assay/proto/entry"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -129,6 +131,13 @@ func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
 	if a := pb.GetAdditionalAttributes(); a != nil {
 		e.Attributes = &selectors.EntryAttributes{DisableX509SVIDPrefetch: a.GetDisableX509SvidPrefetch(), JWTSVIDIncludeJTI: a.GetJwtSvidIncludeJti()}
 	}
+	o, err := entrypb.Get(pb)
+	if err != nil {
+		return nil, err
+	}
+	if o != nil {
+		e.Options = selectors.EntryOptions{PerProcess: o.PerProcess, Prefetch: o.Prefetch, KeyType: selectors.KeyType(min(uint32(o.KeyType), math.MaxUint8)), Grace: time.Duration(o.Grace) * time.Second}
+	}
 	if at := pb.GetExpiresAt(); at != 0 {
 		e.ExpiresAt = time.Unix(at, 0)
 	}
@@ -142,5 +151,5 @@ func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
 	if e.ID == "" || len(e.Selectors) == 0 {
 		return nil, errors.New("entry without an id or without selectors")
 	}
-	return e, nil
+	return e, e.Validate()
 }

@@ -150,7 +150,11 @@ func (a *app) entryExport() *cobra.Command {
 					}
 				}
 				if a.Format == "json" {
-					return a.Show(cli.Messages(es), nil)
+					items, err := withOptions(es)
+					if err != nil {
+						return err
+					}
+					return a.Show(items, nil)
 				}
 				writeHCL(c.OutOrStdout(), set, es)
 				return nil

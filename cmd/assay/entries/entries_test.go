@@ -12,10 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/assay-id/assay/cmd/assay/cli"
+	entrypb "github.com/assay-id/assay/proto/entry"
 )
 
 func must(t *testing.T, err error) {
@@ -46,6 +46,7 @@ func full(t *testing.T) *types.Entry {
 	e.DnsNames, e.FederatesWith = []string{"b.example", "a.example"}, []string{"other.test"}
 	e.Admin, e.Downstream, e.StoreSvid = true, true, true
 	e.AdditionalAttributes = &types.Entry_AdditionalAttributes{DisableX509SvidPrefetch: true, JwtSvidIncludeJti: true}
+	must(t, entrypb.Set(e, &entrypb.Options{PerProcess: true, Prefetch: true, KeyType: entrypb.KeyType_KEY_TYPE_RSA_2048, Grace: 90}))
 	return e
 }
 
@@ -71,8 +72,9 @@ func TestFormsOfFiles(t *testing.T) {
 	want := full(t)
 	var hcl bytes.Buffer
 	writeHCL(&hcl, "pay", []*types.Entry{want, entry(t, "/second", "unix:uid:2")})
-	api, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(want)
+	shown, err := withOptions([]*types.Entry{want})
 	must(t, err)
+	api := shown[0]
 	const flat = `{"entry_id":"an-id","spiffe_id":"spiffe://example.org/full","parent_id":"spiffe://example.org/node",
 		"selectors":[{"type":"unix","value":"uid:1"},{"type":"unix","value":"user:a${b}%{c}\"\\"},{"type":"unix","value":"user:\u0001é😀$$"}],
 		"x509_svid_ttl":90,"jwt_svid_ttl":60,"entryExpiry":1900000000,"hint":"line\nbreak","dns_names":["b.example","a.example"],"federates_with":["spiffe://other.test"],
@@ -85,18 +87,27 @@ func TestFormsOfFiles(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, text)
 			continue
 		}
+		if (optionsOf(es[0]) == nil) != (name == "SPIRE's -data") {
+			t.Errorf("%s: the options are %v", name, optionsOf(es[0]))
+		}
 		if d := compare(want, es[0]); len(d) > 0 || es[0].Id != "an-id" || (set == "pay") != (name == "HCL") {
 			t.Errorf("%s: differs in %v, id %s, set %s", name, d, es[0].Id, set)
 		}
 	}
+	if d := compare(want, entry(t, "/full")); slices.ContainsFunc(d, func(d difference) bool { return d.Field == "grace" }) {
+		t.Error("who says nothing of options takes them away")
+	}
 	for text, wants := range map[string]string{
-		`{"entries":[{"spiffe_id":"spiffe://a/b","parent_id":"spiffe://a/c","selektors":[]}]}`:      "selektors",
-		`[{"spiffe_id":{"trust_domain":"a","path":"/b"},"parent_id":{"trust_domain":"a"},"new":1}]`: "new",
-		`[{"spiffe_id":{"trust_domain":"a","path":"/b"}}]`:                                          "no parent_id",
+		`{"entries":[{"spiffe_id":"spiffe://a/b","parent_id":"spiffe://a/c","selektors":[]}]}`:                  "selektors",
+		`[{"spiffe_id":{"trust_domain":"a","path":"/b"},"parent_id":{"trust_domain":"a"},"new":1}]`:             "new",
+		`[{"spiffe_id":{"trust_domain":"a","path":"/b"}}]`:                                                      "no parent_id",
+		`[{"spiffe_id":{"trust_domain":"a","path":"/b"},"parent_id":{"trust_domain":"a"},"options":{"new":1}}]`: "new",
 		`{"entires":[]}`: "no list of entries",
-		`entry "spiffe://a/b" { parnt = "spiffe://a/c" }`:                            `did you mean "parent"?`,
-		`entry "a/b" { parent = "spiffe://a/c" }`:                                    "is not a SPIFFE ID",
-		"entry \"spiffe://a/b\" {\n parent = \"spiffe://a/c\"\n x509_ttl = \"1\"\n}": "write it as 30m or 1h",
+		"entry \"spiffe://a/b\" {\n parent = \"spiffe://a/c\"\n key_type = \"ed25519\"\n}": "write ec-p256",
+		"entry \"spiffe://a/b\" {\n parent = \"spiffe://a/c\"\n grace = \"1h1ms\"\n}":      "whole seconds",
+		`entry "spiffe://a/b" { parnt = "spiffe://a/c" }`:                                  `did you mean "parent"?`,
+		`entry "a/b" { parent = "spiffe://a/c" }`:                                          "is not a SPIFFE ID",
+		"entry \"spiffe://a/b\" {\n parent = \"spiffe://a/c\"\n x509_ttl = \"1\"\n}":       "write it as 30m or 1h",
 	} {
 		if _, _, err := read(t, text); err == nil || !strings.Contains(err.Error(), wants) {
 			t.Errorf("%s: %v, want %s", text, err, wants)

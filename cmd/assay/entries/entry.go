@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/assay-id/assay/cmd/assay/cli"
+	entrypb "github.com/assay-id/assay/proto/entry"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -37,6 +39,8 @@ type entryFlags struct {
 	x509TTL, jwtTTL                       time.Duration
 	admin, downstream, storeSVID          bool
 	noPrefetch, includeJTI, node          bool
+	perProcess, prefetch                  bool
+	keyType, grace                        string
 }
 
 func (e *entryFlags) register(c *cobra.Command) {
@@ -57,7 +61,14 @@ func (e *entryFlags) register(c *cobra.Command) {
 	f.BoolVar(&e.storeSVID, "store-svid", false, "agents of SPIRE's hand the SVID to a store instead of a workload")
 	f.BoolVar(&e.noPrefetch, "disable-x509-svid-prefetch", false, "agents have no X.509-SVID signed before a workload asks")
 	f.BoolVar(&e.includeJTI, "jwt-svid-include-jti", false, "each JWT-SVID has an id of its own (jti), and none is given twice")
+	f.BoolVar(&e.perProcess, "per-process", false, "each process has SVIDs of its own")
+	f.BoolVar(&e.prefetch, "prefetch", false, "agents have the X.509-SVID signed when the program is executed, before it asks; demand unix:path:…")
+	f.StringVar(&e.keyType, "key-type", "", "keys of X.509-SVIDs: ec-p256, ec-p384, rsa-2048 or rsa-4096 (default: the agent's)")
+	f.StringVar(&e.grace, "grace", "", "how long agents keep SVIDs after the last use, such as 1h (default: 10m)")
 }
+
+// attributeFlags are those of fields that are written together (SPIRE's additional_attributes, and our options).
+var attributeFlags = []string{"disable-x509-svid-prefetch", "jwt-svid-include-jti", "per-process", "prefetch", "key-type", "grace"}
 
 // fill sets the fields of e whose flags were given, and reports which.
 func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, error) {
@@ -66,7 +77,7 @@ func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, e
 		SpiffeId: given("spiffe-id"), ParentId: given("parent"), Selectors: given("selector") || given("binary") || given("started-by"),
 		X509SvidTtl: given("x509-ttl"), JwtSvidTtl: given("jwt-ttl"), DnsNames: given("dns"), FederatesWith: given("federates-with"),
 		Hint: given("hint"), ExpiresAt: given("expires-at"), Admin: given("admin"), Downstream: given("downstream"), StoreSvid: given("store-svid"),
-		AdditionalAttributes: given("disable-x509-svid-prefetch") || given("jwt-svid-include-jti"),
+		AdditionalAttributes: slices.ContainsFunc(attributeFlags, given),
 	}
 	var err error
 	if mask.SpiffeId {
@@ -91,18 +102,51 @@ func (f *entryFlags) fill(c *cobra.Command, e *types.Entry) (*types.EntryMask, e
 	}
 	e.X509SvidTtl, e.JwtSvidTtl = int32(f.x509TTL/time.Second), int32(f.jwtTTL/time.Second)
 	e.DnsNames, e.FederatesWith, e.Hint, e.Admin, e.Downstream, e.StoreSvid = f.dns, f.federates, f.hint, f.admin, f.downstream, f.storeSVID
-	if mask.AdditionalAttributes {
-		if e.AdditionalAttributes == nil {
-			e.AdditionalAttributes = &types.Entry_AdditionalAttributes{}
+	return mask, f.attributes(given, e)
+}
+
+// attributes sets those whose flags were given; the others stay.
+func (f *entryFlags) attributes(given func(string) bool, e *types.Entry) (err error) {
+	if given("disable-x509-svid-prefetch") || given("jwt-svid-include-jti") {
+		a := e.AdditionalAttributes
+		if a == nil {
+			a = &types.Entry_AdditionalAttributes{}
+			e.AdditionalAttributes = a
 		}
 		if given("disable-x509-svid-prefetch") {
-			e.AdditionalAttributes.DisableX509SvidPrefetch = f.noPrefetch
+			a.DisableX509SvidPrefetch = f.noPrefetch
 		}
 		if given("jwt-svid-include-jti") {
-			e.AdditionalAttributes.JwtSvidIncludeJti = f.includeJTI
+			a.JwtSvidIncludeJti = f.includeJTI
 		}
 	}
-	return mask, nil
+	if !slices.ContainsFunc(attributeFlags[2:], given) {
+		return nil
+	}
+	o, err := entrypb.Get(e)
+	if err != nil {
+		return err
+	}
+	if o == nil {
+		o = &entrypb.Options{}
+	}
+	if given("per-process") {
+		o.PerProcess = f.perProcess
+	}
+	if given("prefetch") {
+		o.Prefetch = f.prefetch
+	}
+	if given("key-type") {
+		if o.KeyType, err = parseKeyType(f.keyType); err != nil {
+			return err
+		}
+	}
+	if given("grace") {
+		if o.Grace, err = parseGrace(f.grace); err != nil {
+			return err
+		}
+	}
+	return entrypb.Set(e, o)
 }
 
 // selectorList parses selectors and hashes the files that were named instead.
@@ -193,12 +237,12 @@ func (a *app) entryUpdate() *cobra.Command {
 			}
 			defer done()
 			e := &types.Entry{Id: args[0]}
-			if c.Flags().Changed("disable-x509-svid-prefetch") != c.Flags().Changed("jwt-svid-include-jti") { // the other one stays
+			if slices.ContainsFunc(attributeFlags, c.Flags().Changed) { // the others stay
 				old, err := client.GetEntry(c.Context(), &entryv1.GetEntryRequest{Id: e.Id, OutputMask: &types.EntryMask{AdditionalAttributes: true}})
 				if err != nil {
 					return fmt.Errorf("entry %s: %w", e.Id, err)
 				}
-				e.AdditionalAttributes = old.AdditionalAttributes
+				e = old
 			}
 			mask, err := f.fill(c, e)
 			if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/assay-id/assay/cmd/assay/cli"
 	"github.com/assay-id/assay/cmd/config"
+	entrypb "github.com/assay-id/assay/proto/entry"
 )
 
 // entryFile is our own form of a file of entries, in HCL.
@@ -44,6 +45,10 @@ type entryBlock struct {
 	StoreSVID  bool     `hcl:"store_svid,optional"`
 	NoPrefetch bool     `hcl:"disable_x509_svid_prefetch,optional"`
 	IncludeJTI bool     `hcl:"jwt_svid_include_jti,optional"`
+	PerProcess bool     `hcl:"per_process,optional"`
+	Prefetch   bool     `hcl:"prefetch,optional"`
+	KeyType    string   `hcl:"key_type,optional"`
+	Grace      string   `hcl:"grace,optional"`
 }
 
 func (b *entryBlock) entry() (*types.Entry, error) {
@@ -78,8 +83,17 @@ func (b *entryBlock) entry() (*types.Entry, error) {
 	if b.NoPrefetch || b.IncludeJTI {
 		e.AdditionalAttributes = &types.Entry_AdditionalAttributes{DisableX509SvidPrefetch: b.NoPrefetch, JwtSvidIncludeJti: b.IncludeJTI}
 	}
-	e.Selectors, err = selectorList(b.Selectors, b.Binaries, b.StartedBy)
-	return e, err
+	if e.Selectors, err = selectorList(b.Selectors, b.Binaries, b.StartedBy); err != nil {
+		return nil, err
+	}
+	o := &entrypb.Options{PerProcess: b.PerProcess, Prefetch: b.Prefetch}
+	if o.KeyType, err = parseKeyType(b.KeyType); err == nil {
+		o.Grace, err = parseGrace(b.Grace)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("entry %s: %w", b.SPIFFEID, err)
+	}
+	return e, entrypb.Set(e, o)
 }
 
 // readFile reads entries from a file, or standard input for "-"; set is the name that the file gives them, if it does.
@@ -156,7 +170,14 @@ func parseItem(item json.RawMessage) (*types.Entry, error) {
 		return parseFlat(item)
 	}
 	e := &types.Entry{}
+	item, o, err := takeOptions(item)
+	if err != nil {
+		return nil, err
+	}
 	if err := protojson.Unmarshal(item, e); err != nil {
+		return nil, err
+	}
+	if err := entrypb.Set(e, o); err != nil {
 		return nil, err
 	}
 	if e.SpiffeId == nil || e.ParentId == nil {
@@ -263,6 +284,11 @@ func writeHCL(w io.Writer, set string, es []*types.Entry) {
 		flag("store_svid", e.StoreSvid)
 		flag("disable_x509_svid_prefetch", e.AdditionalAttributes.GetDisableX509SvidPrefetch())
 		flag("jwt_svid_include_jti", e.AdditionalAttributes.GetJwtSvidIncludeJti())
+		o := optionsOf(e)
+		flag("per_process", o.GetPerProcess())
+		flag("prefetch", o.GetPrefetch())
+		text("key_type", keyTypeText(o.GetKeyType()))
+		ttl("grace", int32(o.GetGrace()))
 		fmt.Fprintln(w, "}")
 	}
 }

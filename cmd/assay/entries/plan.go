@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/assay-id/assay/cmd/assay/cli"
+	entrypb "github.com/assay-id/assay/proto/entry"
 )
 
 // The verbs of a change, as diff prints them, and what apply prints once it is done.
@@ -90,13 +91,22 @@ func fields(e *types.Entry) []difference {
 	}{{"admin", e.Admin}, {"downstream", e.Downstream}, {"store_svid", e.StoreSvid}, {"disable_x509_svid_prefetch", a.GetDisableX509SvidPrefetch()}, {"jwt_svid_include_jti", a.GetJwtSvidIncludeJti()}} {
 		out = append(out, difference{Field: f.name, To: fmt.Sprint(f.on)})
 	}
-	return out
+	return append(out, optionFields(optionsOf(e))...)
 }
 
-// compare returns the fields in which have is not what want says.
+func optionFields(o *entrypb.Options) []difference {
+	return []difference{{Field: "per_process", To: fmt.Sprint(o.GetPerProcess())}, {Field: "prefetch", To: fmt.Sprint(o.GetPrefetch())},
+		{Field: "key_type", To: keyTypeText(o.GetKeyType())}, {Field: "grace", To: (time.Duration(o.GetGrace()) * time.Second).String()}}
+}
+
+// compare returns the fields in which have is not what want says. Who says nothing of our options, as SPIRE's files, leaves them.
 func compare(have, want *types.Entry) (out []difference) {
-	before := fields(have)
-	for i, f := range fields(want) {
+	before, after := fields(have), fields(want)
+	if optionsOf(want) == nil {
+		n := len(after) - len(optionFields(nil))
+		before, after = before[:n], after[:n]
+	}
+	for i, f := range after {
 		if f.From = before[i].To; f.From != f.To {
 			out = append(out, f)
 		}

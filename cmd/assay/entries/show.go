@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
 	"github.com/assay-id/assay/cmd/assay/cli"
+	entrypb "github.com/assay-id/assay/proto/entry"
 )
 
 // filterFlags say which entries.
@@ -120,7 +121,11 @@ func List(ctx context.Context, client entryv1.EntryClient, filter *entryv1.ListE
 }
 
 func (a *app) showEntries(entries []*types.Entry) error {
-	return a.Show(cli.Messages(entries), func(w io.Writer) {
+	items, err := withOptions(entries)
+	if err != nil {
+		return err
+	}
+	return a.Show(items, func(w io.Writer) {
 		for _, e := range entries {
 			fmt.Fprintf(w, "%s\n  entry\t%s, revision %d\n  parent\t%s\n", cli.IDText(e.SpiffeId), e.Id, e.RevisionNumber, cli.IDText(e.ParentId))
 			for _, s := range e.Selectors {
@@ -147,9 +152,25 @@ func (a *app) showEntries(entries []*types.Entry) error {
 			if e.Admin || e.Downstream {
 				fmt.Fprintf(w, "  rights\tadmin=%v downstream=%v\n", e.Admin, e.Downstream)
 			}
+			showOptions(w, optionsOf(e))
 		}
 		if len(entries) == 0 {
 			fmt.Fprintln(w, "no entries")
 		}
 	})
+}
+
+func showOptions(w io.Writer, o *entrypb.Options) {
+	if o.GetPerProcess() {
+		fmt.Fprintln(w, "  SVIDs\tone for each process")
+	}
+	if o.GetPrefetch() {
+		fmt.Fprintln(w, "  prefetch\twhen the program is executed")
+	}
+	if o.GetKeyType() != entrypb.KeyType_KEY_TYPE_DEFAULT {
+		fmt.Fprintf(w, "  key type\t%s\n", keyTypeText(o.KeyType))
+	}
+	if o.GetGrace() != 0 {
+		fmt.Fprintf(w, "  grace\t%s\n", time.Duration(o.Grace)*time.Second)
+	}
 }

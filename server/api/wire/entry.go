@@ -4,12 +4,14 @@ package wire
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 
+	entrypb "github.com/assay-id/assay/proto/entry"
 	nodev1 "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/entries"
@@ -67,10 +69,29 @@ func SetEntry(e *selectors.Entry, p *types.Entry, mask *types.EntryMask) error {
 	set(m.Hint, &e.Hint, p.Hint)
 	set(m.ExpiresAt, &e.ExpiresAt, unixTime(p.ExpiresAt))
 	if m.AdditionalAttributes {
+		if err := setOptions(e, p); err != nil {
+			return err
+		}
 		e.Attributes = nil
 		if a := p.AdditionalAttributes; a != nil {
 			e.Attributes = &selectors.EntryAttributes{DisableX509SVIDPrefetch: a.DisableX509SvidPrefetch, JWTSVIDIncludeJTI: a.JwtSvidIncludeJti}
 		}
+	}
+	if err := e.Validate(); err != nil {
+		return &entries.InvalidError{Reason: err.Error()}
+	}
+	return nil
+}
+
+// setOptions: SPIRE's clients say nothing of them, and change nothing.
+func setOptions(e *selectors.Entry, p *types.Entry) error {
+	o, err := entrypb.Get(p)
+	if err != nil {
+		return &entries.InvalidError{Reason: err.Error()}
+	}
+	if o != nil {
+		kind := selectors.KeyType(min(uint32(o.KeyType), math.MaxUint8))
+		e.Options = selectors.EntryOptions{PerProcess: o.PerProcess, Prefetch: o.Prefetch, KeyType: kind, Grace: time.Duration(o.Grace) * time.Second}
 	}
 	return nil
 }
@@ -107,6 +128,10 @@ func Entry(e *selectors.Entry, mask *types.EntryMask) *types.Entry {
 	set(m.CreatedAt, &p.CreatedAt, unixSeconds(e.CreatedAt))
 	if a := e.Attributes; m.AdditionalAttributes && a != nil {
 		p.AdditionalAttributes = &types.Entry_AdditionalAttributes{DisableX509SvidPrefetch: a.DisableX509SVIDPrefetch, JwtSvidIncludeJti: a.JWTSVIDIncludeJTI}
+	}
+	if o := e.Options; m.AdditionalAttributes && o != (selectors.EntryOptions{}) {
+		// The message is new: it has no other fields that could be malformed.
+		_ = entrypb.Set(p, &entrypb.Options{PerProcess: o.PerProcess, Prefetch: o.Prefetch, KeyType: entrypb.KeyType(o.KeyType), Grace: uint32(o.Grace / time.Second)})
 	}
 	return p
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/protobuf/proto"
 
+	entrypb "github.com/assay-id/assay/proto/entry"
 	evidencev1 "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/server/federation"
@@ -51,6 +52,11 @@ func FuzzFacts(f *testing.F) {
 // FuzzEntry: an entry that is accepted comes back as it was sent.
 func FuzzEntry(f *testing.F) {
 	f.Add([]byte{})
+	options := &types.Entry{ParentId: &types.SPIFFEID{TrustDomain: "a", Path: "/p"}, SpiffeId: &types.SPIFFEID{TrustDomain: "a", Path: "/w"}}
+	if err := entrypb.Set(options, &entrypb.Options{PerProcess: true, KeyType: 3, Grace: 90}); err != nil {
+		f.Fatal(err)
+	}
+	seed(f, options)
 	seed(f, &types.Entry{Id: "x", ParentId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/p"}, SpiffeId: &types.SPIFFEID{TrustDomain: "example.org", Path: "/w"},
 		Selectors: []*types.Selector{{Type: "unix", Value: "uid:0"}}, X509SvidTtl: 1, FederatesWith: []string{"other.org"}, DnsNames: []string{"a.example"}, ExpiresAt: 5})
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -63,6 +69,10 @@ func FuzzEntry(f *testing.F) {
 			return
 		}
 		back := Entry(&e, nil)
+		before, _ := entrypb.Get(&p)
+		if after, err := entrypb.Get(back); err != nil || before.GetPerProcess() != after.GetPerProcess() || before.GetKeyType() != after.GetKeyType() || before.GetGrace() != after.GetGrace() {
+			t.Errorf("sent the options %v, got back %v, %v", before, after, err)
+		}
 		if back.X509SvidTtl != p.X509SvidTtl || back.JwtSvidTtl != p.JwtSvidTtl || back.ExpiresAt != p.ExpiresAt || back.Hint != p.Hint ||
 			len(back.Selectors) != len(p.Selectors) || len(back.DnsNames) != len(p.DnsNames) || back.Admin != p.Admin || back.SpiffeId.GetPath() != p.SpiffeId.GetPath() {
 			t.Errorf("sent %v, got back %v", &p, back)

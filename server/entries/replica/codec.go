@@ -31,7 +31,13 @@ const (
 	flagNoPrefetch
 	flagJTI
 	flagExpires
-	flagsEnd
+	flagOptions
+)
+
+const (
+	optionPerProcess = 1 << iota
+	optionPrefetch
+	optionsEnd
 )
 
 // Encode returns what is stored under the key. The entry must be of the replica's trust domain.
@@ -68,7 +74,19 @@ func appendRest(b []byte, key Key, e *selectors.Entry) []byte {
 		b = binary.AppendUvarint(b, uint64(e.ExpiresAt.Nanosecond()))
 	}
 	b = appendText(b, e.Hint)
-	return appendTexts(appendTexts(b, e.FederatesWith), e.DNSNames)
+	b = appendTexts(appendTexts(b, e.FederatesWith), e.DNSNames)
+	if o := e.Options; flags&flagOptions != 0 {
+		b = append(b, optionPerProcess*bit(o.PerProcess)|optionPrefetch*bit(o.Prefetch), byte(o.KeyType))
+		b = binary.AppendUvarint(b, uint64(o.Grace/time.Second))
+	}
+	return b
+}
+
+func bit(on bool) byte {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 func restFlags(e *selectors.Entry) (flags byte) {
@@ -81,6 +99,7 @@ func restFlags(e *selectors.Entry) (flags byte) {
 	set(e.Downstream, flagDownstream)
 	set(e.StoreSVID, flagStoreSVID)
 	set(!e.ExpiresAt.IsZero(), flagExpires)
+	set(e.Options != selectors.EntryOptions{}, flagOptions)
 	if a := e.Attributes; a != nil {
 		set(true, flagAttributes)
 		set(a.DisableX509SVIDPrefetch, flagNoPrefetch)
@@ -220,12 +239,7 @@ func (d *decoder) rest(key Key, e *selectors.Entry) {
 	if len(d.b) == 0 {
 		return
 	}
-	flags := d.b[0]
-	d.b = d.b[1:]
-	if flags&^(flagsEnd-1) != 0 {
-		d.fail("it has properties that this version does not know")
-		return
-	}
+	flags := d.byte()
 	if id := d.text(); id != "" {
 		e.ID = id
 	}
@@ -242,4 +256,26 @@ func (d *decoder) rest(key Key, e *selectors.Entry) {
 		e.ExpiresAt = time.Unix(seconds, int64(nanos)).UTC()
 	}
 	e.Hint, e.FederatesWith, e.DNSNames = d.text(), d.texts(), d.texts()
+	if flags&flagOptions != 0 {
+		d.options(e)
+	}
+}
+
+func (d *decoder) options(e *selectors.Entry) {
+	options, kind, grace := d.byte(), selectors.KeyType(d.byte()), d.uvarint()
+	e.Options = selectors.EntryOptions{PerProcess: options&optionPerProcess != 0, Prefetch: options&optionPrefetch != 0, KeyType: kind,
+		Grace: time.Duration(min(grace, uint64(selectors.MaxGrace/time.Second)+1)) * time.Second}
+	if err := e.Options.Validate(); options >= optionsEnd || err != nil || e.Options == (selectors.EntryOptions{}) {
+		d.fail("it has options that this version does not know")
+	}
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.fail("it is cut short")
+		return 0
+	}
+	b := d.b[0]
+	d.b = d.b[1:]
+	return b
 }

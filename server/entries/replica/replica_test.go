@@ -78,6 +78,9 @@ func randomEntry(rng *rand.Rand, key replica.Key) *selectors.Entry {
 		e.ID, e.Hint, e.DNSNames = "custom-"+e.ID, fmt.Sprint("hint", rng.IntN(3)), []string{"x", fmt.Sprint(rng.IntN(100))}
 		e.ExpiresAt, e.Attributes = time.Unix(rng.Int64N(1e9), 7).UTC(), &selectors.EntryAttributes{JWTSVIDIncludeJTI: true}
 	}
+	if rng.IntN(4) == 0 {
+		e.Options = selectors.EntryOptions{PerProcess: rng.IntN(2) == 0, Prefetch: rng.IntN(2) == 0, KeyType: selectors.KeyType(rng.IntN(5)), Grace: time.Duration(rng.IntN(3)) * time.Minute}
+	}
 	return e
 }
 
