@@ -146,6 +146,7 @@ func (c *Client) newBundle(b *trust.Bundle) {
 		return
 	}
 	n.bundle.SetX509Authorities(all.X509Authorities())
+	c.ClockSet() // which may have waited for them
 	n.bundle.SetJWTAuthorities(all.JWTAuthorities())
 	n.bundle.SetWITAuthorities(all.WITAuthorities())
 	n.bundle.SetSequenceNumber(b.Sequence())

@@ -15,10 +15,12 @@ package upstream
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,14 +119,17 @@ func (c *Client) ClockSet() {
 	}
 }
 
-// awaitClock ends the session when the clock was set to where the node's SVID is not valid yet, or is due.
-func (c *Client) awaitClock(ctx context.Context, from, due time.Time) {
+// awaitClock ends the session when the clock was set to where the node's SVID is not valid yet, or is due; but not before
+// the bundle has an authority that is valid then: only the open feed can bring it.
+func (c *Client) awaitClock(ctx context.Context, n *node, from, due time.Time) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.clock:
-			if now := c.cfg.Now(); now.Before(from) || !now.Before(due) {
+			now := c.cfg.Now()
+			valid := func(a *x509.Certificate) bool { return !now.Before(a.NotBefore) && now.Before(a.NotAfter) }
+			if (now.Before(from) || !now.Before(due)) && slices.ContainsFunc(n.bundle.X509Authorities(), valid) {
 				c.due()
 			}
 		}
@@ -211,7 +216,7 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 
 	group, streams := errgroup.WithContext(untilDue)
 	group.Go(func() error { return c.follow(streams, conn, back) })
-	group.Go(func() error { c.awaitClock(streams, leaf.NotBefore, due); return nil })
+	group.Go(func() error { c.awaitClock(streams, n, leaf.NotBefore, due); return nil })
 	if r, ok := c.cfg.Attestor.(Requoter); ok {
 		group.Go(func() error { return c.requote(streams, n, conn, r) })
 	}
