@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +23,10 @@ func withoutSensor(t *testing.T) (*machine, *program) {
 	m := start(t, dev.Options{})
 	if err := m.StopAgent(); err != nil {
 		t.Fatal(err)
+	}
+	// Else it would take over what is pinned, which needs no right to load programs.
+	if out, err := exec.Command(bin("assay-agent"), "unload", "--config", filepath.Join(m.Dir, "assay-agent.hcl")).CombinedOutput(); err != nil {
+		t.Fatalf("unload: %v\n%s", err, out)
 	}
 	var token struct{ Value string }
 	m.must(t, &token, "token", "create")
