@@ -4,7 +4,7 @@
 // them, point by point. Each subtest is named by a requirement of requirements.tsv:
 //
 //	go test ./tests/conformance                             our server and agent, started for it
-//	go test ./tests/conformance -args -socket unix:///run/… any other, as one of its workloads
+//	go test ./tests/conformance -socket=unix:///run/…       any other, as one of its workloads
 //
 // With -server, the private socket of a server with SPIRE's API, it makes the entries it needs itself, and plays a
 // federated trust domain (far_test.go), good and bad. Without, it has the identities that it is given, and what they

@@ -62,8 +62,12 @@ func report() string {
 		count[v.state]++
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", r.id, r.level, v.state, cell(r.text), cell(v.note))
 	}
-	return fmt.Sprintf("%s, %s, %d points: %d pass, %d fail, %d not asked, %d not testable from outside\n\n| id | level | result | requirement (our words) | note |\n|---|---|---|---|---|\n",
-		*socketFlag, time.Now().UTC().Format(time.DateOnly), len(requirements), count["pass"], count["FAIL"], count["not asked"], count["–"]) + b.String()
+	return fmt.Sprintf("%s, %s, %d points: %s\n\n| id | level | result | requirement (our words) | note |\n|---|---|---|---|---|\n",
+		*socketFlag, time.Now().UTC().Format(time.DateOnly), len(requirements), sum(count)) + b.String()
+}
+
+func sum(n map[string]int) string {
+	return fmt.Sprintf("%d pass, %d fail, %d not asked, %d not testable from outside", n["pass"], n["FAIL"], n["not asked"], n["–"])
 }
 
 func cell(s string) string {
@@ -99,20 +103,27 @@ func checkDocument(passed bool) error {
 
 const tableHead = "| id | level | Assay | SPIRE | requirement (our words) | note |\n|---|---|---|---|---|---|\n"
 
-// besides is the document's table. The note is about what SPIRE did, or why nobody was asked.
+// besides is the document's table, and below it the sums. What SPIRE answered follows the mark.
 func besides(theirs map[string]result) string {
 	var b strings.Builder
 	b.WriteString(tableHead)
+	ours, others := map[string]int{}, map[string]int{}
 	for _, r := range requirements {
 		mine, other := became(r), theirs[r.id]
+		ours[mine.state]++
+		others[other.state]++
 		note := cell(mine.note)
-		if mine.state == "pass" {
-			note = other.note
+		if other.note != "" && other.note != note {
+			note = strings.TrimSpace(note + " " + mark + other.note)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.id, r.level, mine.state, other.state, cell(r.text), note)
 	}
+	fmt.Fprintf(&b, "\nOf %d points, Assay: %s. SPIRE: %s.\n", len(requirements), sum(ours), sum(others))
 	return b.String()
 }
+
+// mark stands before what SPIRE's column has to say in a note.
+const mark = "SPIRE: "
 
 // read takes results from a table: their state and their note from these columns.
 func read(text string, state, note int) map[string]result {
@@ -123,7 +134,11 @@ func read(text string, state, note int) map[string]result {
 			c[i] = strings.ReplaceAll(strings.TrimSpace(c[i]), "\x00", "\\|")
 		}
 		if len(c) > note && slices.ContainsFunc(requirements, func(r requirement) bool { return r.id == c[0] }) {
-			out[c[0]] = result{c[state], c[note]}
+			text := c[note]
+			if _, theirs, ok := strings.Cut(text, mark); ok {
+				text = theirs
+			}
+			out[c[0]] = result{c[state], text}
 		}
 	}
 	return out
