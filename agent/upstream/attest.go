@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
+	"github.com/assay-id/assay/agent/upstream/wire"
 	"github.com/assay-id/assay/tpm"
 )
 
@@ -53,7 +54,7 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	if err != nil {
 		return nil, admission(c.cfg.Attestor.Type(), err)
 	}
-	svid, err := parseSVID(result.GetSvid(), key)
+	svid, err := wire.SVID(result.GetSvid(), key)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +62,7 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch bundle: %w", err)
 	}
-	bundle, err := parseOwn(c.cfg.TrustDomain, pb)
+	bundle, err := wire.OwnBundle(c.cfg.TrustDomain, pb)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,7 @@ func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn)
 	if err != nil {
 		return nil, verdict(err)
 	}
-	svid, err := parseSVID(resp.GetSvid(), n.svid.PrivateKey)
+	svid, err := wire.SVID(resp.GetSvid(), n.svid.PrivateKey)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/agent/upstream/wire"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
 )
@@ -121,7 +122,7 @@ func (c *Client) deliver(msg *nodepb.WatchResponse, first bool) (settled <-chan 
 			c.cfg.Logger.Warn("bundle of another trust domain ignored", "trust_domain", pb.GetTrustDomain(), "error", err)
 			continue
 		}
-		b, err := parseBundle(td, pb)
+		b, err := wire.Bundle(td, pb)
 		if err != nil { // and an older one is not the truth any more
 			c.cfg.Logger.Warn("bundle of another trust domain ignored, its SVIDs are not trusted", "trust_domain", td, "error", err)
 			change.Removed = append(change.Removed, td)
@@ -132,7 +133,7 @@ func (c *Client) deliver(msg *nodepb.WatchResponse, first bool) (settled <-chan 
 	settled = c.sink.Trust(change)
 	entries := make([]*selectors.Entry, 0, len(msg.Entries))
 	for _, pb := range msg.Entries {
-		e, err := parseEntry(pb)
+		e, err := wire.Entry(pb)
 		if err != nil {
 			c.cfg.Logger.Warn("entry ignored", "entry", pb.GetId(), "error", err)
 			continue
@@ -152,7 +153,7 @@ func (c *Client) ownBundle(msg *nodepb.WatchResponse) (*trust.Bundle, error) {
 		return nil, nil
 	}
 	if msg.Bundle != nil {
-		b, err := parseOwn(c.cfg.TrustDomain, msg.Bundle)
+		b, err := wire.OwnBundle(c.cfg.TrustDomain, msg.Bundle)
 		if err != nil {
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/agent/upstream/wire"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
 )
@@ -79,7 +80,7 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 // verdict of the server is a *Refusal.
 func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr []byte, facts *selectors.Facts) (chain []*x509.Certificate, perProcess bool, err error) {
 	svid, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*types.X509SVID, error) {
-		r, err := n.SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: factsProto(facts)})
+		r, err := n.SignX509SVID(ctx, &nodepb.SignX509SVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, Csr: csr, Facts: wire.Facts(facts)})
 		perProcess = r.GetPerProcess()
 		return r.GetSvid(), err
 	}, func(ctx context.Context, s svidv1.SVIDClient) (*types.X509SVID, error) {
@@ -89,14 +90,14 @@ func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr [
 	if err != nil {
 		return nil, false, err
 	}
-	chain, err = parseChain(svid.GetCertChain())
+	chain, err = wire.Chain(svid.GetCertChain())
 	return chain, perProcess, err
 }
 
 // SignJWTSVID has the server sign a JWT-SVID for the audience. Errors: see SignX509SVID, and *Unsupported.
 func (c *Client) SignJWTSVID(ctx context.Context, entry *selectors.Entry, audience []string, facts *selectors.Facts) (trust.Token, error) {
 	svid, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*types.JWTSVID, error) {
-		r, err := n.SignJWTSVID(ctx, &nodepb.SignJWTSVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, Audience: audience, Facts: factsProto(facts)})
+		r, err := n.SignJWTSVID(ctx, &nodepb.SignJWTSVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, Audience: audience, Facts: wire.Facts(facts)})
 		return r.GetSvid(), err
 	}, func(ctx context.Context, s svidv1.SVIDClient) (*types.JWTSVID, error) {
 		r, err := s.NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: entry.ID, Audience: audience})
@@ -113,7 +114,7 @@ func (c *Client) SignJWTSVID(ctx context.Context, entry *selectors.Entry, audien
 func (c *Client) SignWITSVID(ctx context.Context, entry *selectors.Entry, publicKey []byte, algorithm string, facts *selectors.Facts) (trust.Token, error) {
 	perProcess := false
 	svid, err := signed(ctx, c, func(ctx context.Context, n nodepb.NodeClient) (*types.WITSVID, error) {
-		r, err := n.SignWITSVID(ctx, &nodepb.SignWITSVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, PublicKey: publicKey, SigningAlgorithm: algorithm, Facts: factsProto(facts)})
+		r, err := n.SignWITSVID(ctx, &nodepb.SignWITSVIDRequest{EntryId: entry.ID, EntryRevision: entry.Revision, PublicKey: publicKey, SigningAlgorithm: algorithm, Facts: wire.Facts(facts)})
 		perProcess = r.GetPerProcess()
 		return r.GetSvid(), err
 	}, func(ctx context.Context, s svidv1.SVIDClient) (*types.WITSVID, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/agent/upstream/wire"
 )
 
 // saved is DataDir/agent.json. Key is the attestor's; a TPM's names a key and is no secret,
@@ -71,7 +72,7 @@ func (c *Client) restore() (*node, error) {
 	if s.Attestor != c.cfg.Attestor.Type() {
 		return nil, fmt.Errorf("%s was written by attestor %q", c.statePath(), s.Attestor)
 	}
-	chain, err := parseChain(s.Chain)
+	chain, err := wire.Chain(s.Chain)
 	if err != nil {
 		return nil, err
 	}

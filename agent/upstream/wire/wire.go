@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package upstream
+// Package wire reads what the server says in messages into our types, and writes facts into messages.
+package wire
 
 import (
 	"crypto"
@@ -20,7 +21,8 @@ import (
 	"github.com/assay-id/assay/selectors"
 )
 
-func parseID(pb *types.SPIFFEID) (spiffeid.ID, error) {
+// ID reads a SPIFFE ID.
+func ID(pb *types.SPIFFEID) (spiffeid.ID, error) {
 	td, err := spiffeid.TrustDomainFromString(pb.GetTrustDomain())
 	if err != nil {
 		return spiffeid.ID{}, err
@@ -28,7 +30,8 @@ func parseID(pb *types.SPIFFEID) (spiffeid.ID, error) {
 	return spiffeid.FromPath(td, pb.GetPath())
 }
 
-func parseChain(der [][]byte) ([]*x509.Certificate, error) {
+// Chain reads a certificate chain in DER, the leaf first; it is not empty.
+func Chain(der [][]byte) ([]*x509.Certificate, error) {
 	if len(der) == 0 {
 		return nil, errors.New("server sent an empty certificate chain")
 	}
@@ -43,8 +46,9 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-func parseSVID(pb *types.X509SVID, key crypto.Signer) (*x509svid.SVID, error) {
-	chain, err := parseChain(pb.GetCertChain())
+// SVID reads the node's own, whose key is key.
+func SVID(pb *types.X509SVID, key crypto.Signer) (*x509svid.SVID, error) {
+	chain, err := Chain(pb.GetCertChain())
 	if err != nil {
 		return nil, err
 	}
@@ -55,18 +59,19 @@ func parseSVID(pb *types.X509SVID, key crypto.Signer) (*x509svid.SVID, error) {
 	return &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, nil
 }
 
-// parseOwn reads the bundle of the agent's trust domain, without which nothing can be authenticated.
-func parseOwn(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
+// OwnBundle reads the bundle of the agent's trust domain, without which nothing can be authenticated.
+func OwnBundle(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
 	if pb.GetTrustDomain() != td.Name() {
 		return nil, fmt.Errorf("server sent the bundle of trust domain %q, this agent's is %q", pb.GetTrustDomain(), td.Name())
 	}
 	if len(pb.X509Authorities) == 0 {
 		return nil, errors.New("server sent a bundle without X.509 authorities")
 	}
-	return parseBundle(td, pb)
+	return Bundle(td, pb)
 }
 
-func parseBundle(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
+// Bundle reads the bundle of any trust domain.
+func Bundle(td spiffeid.TrustDomain, pb *types.Bundle) (*trust.Bundle, error) {
 	b, tainted := spiffebundle.New(td), trust.Tainted{}
 	for _, a := range pb.GetX509Authorities() {
 		c, err := x509.ParseCertificate(a.GetAsn1())
@@ -112,12 +117,13 @@ func parseKeys[K keyMessage](kind string, keys []K, add func(string, crypto.Publ
 	return tainted, nil
 }
 
-func parseEntry(pb *types.Entry) (*selectors.Entry, error) {
-	id, err := parseID(pb.GetSpiffeId())
+// Entry reads an entry. One that can not be understood whole is an error.
+func Entry(pb *types.Entry) (*selectors.Entry, error) {
+	id, err := ID(pb.GetSpiffeId())
 	if err != nil {
 		return nil, fmt.Errorf("SPIFFE ID: %w", err)
 	}
-	parent, err := parseID(pb.GetParentId())
+	parent, err := ID(pb.GetParentId())
 	if err != nil {
 		return nil, fmt.Errorf("parent ID: %w", err)
 	}

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package upstream
+package wire
 
 import (
 	evidencepb "github.com/assay-id/assay/proto/evidence"
 	"github.com/assay-id/assay/selectors"
 )
 
-// factsProto is what the server is told of a process: every fact, and no selector.
-func factsProto(f *selectors.Facts) *evidencepb.Facts {
+// Facts is what the server is told of a process: every fact, and no selector.
+func Facts(f *selectors.Facts) *evidencepb.Facts {
 	pb := &evidencepb.Facts{
 		Process: &evidencepb.ProcessKey{BootId: f.Process.BootID, Tgid: f.Process.TGID,
 			StartBoottime: f.Process.StartBoottime, ExecId: f.Process.ExecID},
