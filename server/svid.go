@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -105,5 +106,9 @@ func (o *ownSVID) trusted(leaf *x509.Certificate) bool {
 		return false
 	}
 	b, _ := o.ca.Bundle()
-	return !b.Tainted(ca.X509, cmp.Or(state.Old.UpstreamID, state.Old.ID))
+	now, root := time.Now(), cmp.Or(state.Old.UpstreamID, state.Old.ID)
+	valid := slices.ContainsFunc(b.X509, func(a ca.X509Authority) bool {
+		return hex.EncodeToString(a.Cert.SubjectKeyId) == root && !now.Before(a.Cert.NotBefore) && now.Before(a.Cert.NotAfter)
+	})
+	return valid && !b.Tainted(ca.X509, root) // not valid yet, when the clock was set back
 }

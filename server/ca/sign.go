@@ -118,7 +118,7 @@ func (c *CA) fresh() error {
 // signer returns the authority of the kind that signs now.
 func (c *CA) signer(k Kind, now time.Time) (*authority, error) {
 	a := c.signing[k].Load()
-	if a == nil || !now.Before(a.notAfter) {
+	if a == nil || !a.validAt(now) {
 		return nil, fmt.Errorf("%w: there is no valid %s authority to sign with; see the log for why the CA can not rotate", ErrNotReady, k)
 	}
 	return a, nil
