@@ -28,10 +28,8 @@ import (
 	"github.com/assay-id/assay/agent/clock"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
-	"github.com/assay-id/assay/agent/sds"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
-	"github.com/assay-id/assay/agent/workloadapi"
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/bpf/record"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
@@ -113,15 +111,15 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()
 
-	listener, err := listenWorkloads(ctx, a.conf.SocketPath, a.evidence, a.log)
+	faces, err := a.listen(ctx)
 	if err != nil {
 		return err
 	}
 	admin, err := listenAdmin(a.conf.AdminSocketPath)
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, closeFaces(faces))
 	}
-	return a.serve(ctx, listener, admin)
+	return a.serve(ctx, faces, admin)
 }
 
 // findEvidence loads the sensor. Without one it goes on at T3 where minimum_tier allows that by name.
@@ -144,24 +142,21 @@ func (a *Agent) findEvidence() (err error) {
 	return nil
 }
 
-func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net.Listener) error {
-	faces := grpc.NewServer(append(workloadapi.Interceptors(), grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(64))...)
-	desk := delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Memory: a.memory, Logger: a.log, Now: time.Now})
-	workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(faces)
-	if c := a.conf.SDS; !c.Disable {
-		sds.New(sds.Config{Desk: desk, DefaultSVIDName: c.DefaultSVIDName, DefaultBundleName: c.DefaultBundleName, DefaultAllBundlesName: c.DefaultAllBundlesName,
-			DisableSPIFFECertValidation: c.DisableSPIFFECertValidation, Logger: a.log}).Register(faces)
-	}
+func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener) error {
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
+	servers := map[*grpc.Server]net.Listener{operators: admin}
+	for _, f := range faces {
+		servers[f.server] = f.listener
+	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
 	group.Go(func() error { return clock.Watch(ctx, a.server.ClockSet) })
 	if a.sensor != nil {
-		group.Go(func() error { return a.followEvents(ctx, workloads) })
+		group.Go(func() error { return a.followEvents(ctx, faces) })
 	}
-	for server, l := range map[*grpc.Server]net.Listener{faces: workloads, operators: admin} {
+	for server, l := range servers {
 		group.Go(func() error { return server.Serve(l) })
 		group.Go(func() error {
 			<-ctx.Done()
@@ -176,34 +171,17 @@ func (a *Agent) serve(ctx context.Context, workloads *caller.Listener, admin net
 	return nil
 }
 
-func (a *Agent) followEvents(ctx context.Context, workloads *caller.Listener) error {
+func (a *Agent) followEvents(ctx context.Context, faces []*face) error {
 	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
 	return a.sensor.Events(ctx, func(e record.Event) {
 		if e.Kind == record.EventRefused {
 			refused.report(e)
-		} else {
-			workloads.Notify(e)
+			return
+		}
+		for _, f := range faces {
+			f.listener.Notify(e)
 		}
 	})
-}
-
-// workload attests the caller of a Workload API request.
-func (a *Agent) workload(ctx context.Context) (delivery.Workload, error) {
-	w, err := a.attestor.Caller(ctx)
-	if err != nil {
-		return nil, err
-	}
-	a.streams.Add(1)
-	context.AfterFunc(ctx, func() { a.streams.Add(-1) })
-	return w, nil
-}
-
-// listenWorkloads opens the Workload API's socket for every process of the node.
-func listenWorkloads(ctx context.Context, path string, from caller.Binder, log *slog.Logger) (*caller.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("socket_path: %w", err)
-	}
-	return caller.Listen(ctx, path, 0o777, from, log)
 }
 
 // listenAdmin opens the admin socket for root alone. The Workload API's socket is already

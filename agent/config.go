@@ -60,6 +60,10 @@ type Config struct {
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 
+	// Sockets are more sockets, for example with fewer identities; Limits bound what one caller can take of the agent.
+	Sockets []SocketConfig `hcl:"socket,block"`
+	Limits  *LimitsConfig  `hcl:"limits,block"`
+
 	// SDS is Envoy's Secret Discovery Service on the Workload API's socket; on by default.
 	SDS *SDSConfig `hcl:"sds,block"`
 
@@ -130,6 +134,7 @@ type prepared struct {
 	bootstrap   *spiffebundle.Bundle
 	tier        selectors.Tier
 	level       slog.Level
+	sockets     []*socket
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.
@@ -153,8 +158,11 @@ func (c Config) prepare() (*prepared, error) {
 	if c.SDS == nil {
 		c.SDS = &SDSConfig{}
 	}
+	if c.Limits == nil {
+		c.Limits = &LimitsConfig{}
+	}
 	p := &prepared{Config: c}
-	for name, path := range map[string]string{"data_dir": c.DataDir, "socket_path": c.SocketPath, "admin_socket_path": c.AdminSocketPath, "pin_dir": c.PinDir} {
+	for name, path := range map[string]string{"data_dir": c.DataDir, "admin_socket_path": c.AdminSocketPath, "pin_dir": c.PinDir} {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("%s %q: write an absolute path", name, path)
 		}
@@ -173,7 +181,13 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	if err := (bpf.Config{SocketNames: append([]string{filepath.Base(c.SocketPath)}, c.SocketNames...), ConnectFrom: c.ConnectFrom}).Validate(); err != nil {
+	if err := p.prepareSockets(); err != nil {
+		return nil, err
+	}
+	if err := p.Limits.prepare(); err != nil {
+		return nil, err
+	}
+	if err := (bpf.Config{SocketNames: p.socketNames(), ConnectFrom: c.ConnectFrom}).Validate(); err != nil {
 		return nil, err
 	}
 	ways := 0

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/assay-id/assay/bpf/record"
@@ -29,7 +30,7 @@ func (s *Sensor) prove() error {
 		return fmt.Errorf("reading the sensor's settings: %w", err)
 	}
 	names := s.names
-	s.names = []string{proofName}
+	s.names = append(slices.Clone(names[:min(len(names), record.SocketNames-1)]), proofName) // connects go on meanwhile
 	err = s.writeSettings(set.Build)
 	s.names = names
 	if err != nil {

@@ -70,7 +70,7 @@ func startAgent(t testing.TB) *agent {
 func listen(t testing.TB, a *agent) *agent {
 	t.Helper()
 	a.path = filepath.Join(t.TempDir(), "agent.sock")
-	l, err := Listen(context.Background(), a.path, 0o777, a.binder, quiet)
+	l, err := Listen(context.Background(), Config{Path: a.path, Mode: 0o777, Binder: a.binder, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func call(t *testing.T, path string) *status.Status {
 
 func testGRPC(t *testing.T, a *agent) {
 	path := filepath.Join(t.TempDir(), "s")
-	serve(t, must(Listen(context.Background(), path, 0o700, a.binder, quiet)))
+	serve(t, must(Listen(context.Background(), Config{Path: path, Mode: 0o700, Binder: a.binder, Logger: quiet})))
 	if got := call(t, path); got.Code() != codes.Aborted || got.Message() != fmt.Sprint("process ", os.Getpid()) {
 		t.Errorf("answer %v", got)
 	}
@@ -359,7 +359,7 @@ func (blind) Binding(int) (record.Binding, error) { return record.Binding{}, rec
 func testGRPCRefused(t *testing.T, a *agent) {
 	path := filepath.Join(t.TempDir(), "s")
 	var log strings.Builder
-	serve(t, must(Listen(context.Background(), path, 0o777, blind{a.Sensor}, slog.New(slog.NewTextHandler(&log, nil)))))
+	serve(t, must(Listen(context.Background(), Config{Path: path, Mode: 0o777, Binder: blind{a.Sensor}, Logger: slog.New(slog.NewTextHandler(&log, nil))})))
 	if got := call(t, path); got.Code() != codes.PermissionDenied || !strings.Contains(got.Message(), string(NoBinding)) {
 		t.Errorf("answer %v", got)
 	}
@@ -372,7 +372,7 @@ func testGRPCRefused(t *testing.T, a *agent) {
 }
 
 func testSecondAgent(t *testing.T, a *agent) {
-	_, err := Listen(context.Background(), a.path, 0o777, a.binder, quiet)
+	_, err := Listen(context.Background(), Config{Path: a.path, Mode: 0o777, Binder: a.binder, Logger: quiet})
 	if err == nil || !strings.Contains(err.Error(), "second agent") {
 		t.Errorf("a second agent on the socket: %v", err)
 	}
@@ -380,14 +380,14 @@ func testSecondAgent(t *testing.T, a *agent) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	check(os.WriteFile(file, nil, 0o600))
-	if _, err := Listen(context.Background(), file, 0o777, a.binder, quiet); err == nil || !strings.Contains(err.Error(), "not a socket") {
+	if _, err := Listen(context.Background(), Config{Path: file, Mode: 0o777, Binder: a.binder, Logger: quiet}); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("a file in the socket's place: %v", err)
 	}
 	stale := filepath.Join(dir, "stale")
 	l := must(net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"}))
 	l.SetUnlinkOnClose(false)
 	check(l.Close())
-	again, err := Listen(context.Background(), stale, 0o777, a.binder, quiet)
+	again, err := Listen(context.Background(), Config{Path: stale, Mode: 0o777, Binder: a.binder, Logger: quiet})
 	if err != nil {
 		t.Fatalf("a stale socket: %v", err)
 	}

@@ -9,9 +9,11 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/assay-id/assay/agent/limits"
 	"github.com/assay-id/assay/agent/process"
 	"github.com/assay-id/assay/bpf/record"
 	"github.com/assay-id/assay/selectors"
@@ -24,6 +26,7 @@ type Conn struct {
 	binder Binder
 	log    *slog.Logger
 
+	who     limits.Caller
 	caller  *Caller                 // nil if refused at accept
 	refusal atomic.Pointer[Refusal] // final
 	// stamped: the socket took SO_PASSCRED from its listener (6.16), so every message has its
@@ -31,16 +34,44 @@ type Conn struct {
 	stamped bool
 	closing sync.Once
 	callers *callers
+	places  *limits.Count // where it holds a place; nil is none
+	control oob           // of Read, for one goroutine
 }
 
-func newConn(c *net.UnixConn, b Binder, callers *callers, log *slog.Logger) *Conn {
-	conn := &Conn{UnixConn: c, binder: b, callers: callers, log: log}
-	if r := conn.bind(); r != nil {
+// oob has room for the one control message that is wanted: a sender.
+type oob [32]byte
+
+// newConn binds the connection to who connected. Its error is that it has no place among the connections; it is closed then.
+func newConn(c *net.UnixConn, cfg *Config, callers *callers) (*Conn, error) {
+	conn := &Conn{UnixConn: c, binder: cfg.Binder, callers: callers, log: cfg.Logger}
+	r := conn.bind()
+	if r != nil {
 		conn.refusal.Store(r)
+		conn.who = limits.Caller{UID: conn.peerUID()}
 	} else {
+		b := &conn.caller.binding
+		conn.who = limits.Caller{UID: b.Credentials.UID, Cgroup: b.CgroupID}
 		callers.add(conn.caller)
 	}
-	return conn
+	if cfg.Connections == nil {
+		return conn, nil
+	}
+	if err := cfg.Connections.Enter(conn.who); err != nil {
+		return conn, errors.Join(err, conn.Close())
+	}
+	conn.places = cfg.Connections
+	return conn, nil
+}
+
+// peerUID is who connected as SO_PEERCRED says, where there is no record; a number that no user has if that is unknown, too.
+func (c *Conn) peerUID() (uid uint32) {
+	uid = ^uint32(0)
+	_ = c.withFD(func(fd int) {
+		if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			uid = cred.Uid
+		}
+	})
+	return uid
 }
 
 // bind reads who connected and pins that process.
@@ -74,12 +105,12 @@ func (c *Conn) bind() *Refusal {
 }
 
 func (c *Conn) ask() (b record.Binding, err error) {
-	errControl := c.control(func(fd int) { b, err = c.binder.Binding(fd) })
+	errControl := c.withFD(func(fd int) { b, err = c.binder.Binding(fd) })
 	return b, errors.Join(errControl, err)
 }
 
 func (c *Conn) wantSenders() (err error) {
-	errControl := c.control(func(fd int) {
+	errControl := c.withFD(func(fd int) {
 		var on int
 		if on, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED); err != nil {
 			return
@@ -87,11 +118,14 @@ func (c *Conn) wantSenders() (err error) {
 		if c.stamped = on == 1; !c.stamped {
 			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 		}
+		if err == nil { // what a caller who does not read can have the kernel hold
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
+		}
 	})
 	return errors.Join(errControl, err)
 }
 
-func (c *Conn) control(f func(fd int)) error {
+func (c *Conn) withFD(f func(fd int)) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
@@ -120,21 +154,35 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if r := c.refusal.Load(); r != nil {
 		return 0, r
 	}
-	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
-	n, oobn, _, _, err := c.ReadMsgUnix(p, oob)
+	n, oobn, _, _, err := c.ReadMsgUnix(p, c.control[:unix.CmsgSpace(unix.SizeofUcred)])
 	switch {
 	case errors.Is(err, io.EOF):
 		return 0, io.EOF // ReadMsgUnix wraps it
 	case err != nil:
 		return max(n, 0), err // -1 after a failed recvmsg
 	}
-	if r := judgeSender(oob[:oobn], c.caller.Key().TGID, c.stamped); r != nil {
+	if r := judgeSender(c.control[:oobn], c.caller.Key().TGID, c.stamped); r != nil {
 		clear(p[:n])
 		c.refusal.Store(r)
 		c.log.Warn("workload connection closed", "error", r)
 		return 0, errors.Join(r, c.Close())
 	}
 	return n, nil
+}
+
+const (
+	// sendBuffer in bytes, which the kernel doubles for its own bookkeeping.
+	sendBuffer = 32 << 10
+	// writeTimeout is how long a caller may leave that full.
+	writeTimeout = 30 * time.Second
+)
+
+// Write writes. A caller who does not read for 30 s loses the connection, so that what is meant for him is not held for ever.
+func (c *Conn) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.UnixConn.Write(p)
 }
 
 // judgeSender compares the sender that the kernel stamped on a message with the owner.
@@ -176,7 +224,12 @@ func credPID(c *unix.Ucred) int32 {
 
 // Close closes the connection and lets its process go.
 func (c *Conn) Close() error {
-	c.closing.Do(c.reportForeignUse)
+	c.closing.Do(func() {
+		c.reportForeignUse()
+		if c.places != nil {
+			c.places.Leave(c.who)
+		}
+	})
 	err := c.UnixConn.Close()
 	if c.caller != nil {
 		c.callers.remove(c.caller)

@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/assay-id/assay/agent/limits"
 )
 
 // authInfo carries a connection to the handlers of its requests.
@@ -50,13 +52,33 @@ func (transport) OverrideServerName(string) error { return nil }
 // FromContext returns the caller of a gRPC request, or the *Refusal that the handler answers
 // with PermissionDenied. Handlers call Caller.Check next.
 func FromContext(ctx context.Context) (*Caller, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil, refuse(NoBinding, "the request came over no connection")
-	}
-	info, ok := p.AuthInfo.(authInfo)
-	if !ok {
+	conn := connOf(ctx)
+	if conn == nil {
 		return nil, refuse(NoBinding, "the request came over a connection without a caller")
 	}
-	return info.conn.Caller()
+	return conn.Caller()
+}
+
+// Who returns whom limits of a gRPC request are counted for.
+func Who(ctx context.Context) limits.Caller {
+	if conn := connOf(ctx); conn != nil {
+		return conn.who
+	}
+	return limits.Caller{UID: ^uint32(0)}
+}
+
+// HangUp closes the connection that a gRPC request came over, with all its streams.
+func HangUp(ctx context.Context) {
+	if conn := connOf(ctx); conn != nil {
+		_ = conn.Close()
+	}
+}
+
+func connOf(ctx context.Context) *Conn {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(authInfo); ok {
+			return info.conn
+		}
+	}
+	return nil
 }

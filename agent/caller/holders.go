@@ -34,7 +34,7 @@ func (c *Caller) blocked() bool {
 	}
 	var found record.Holders
 	var err error
-	if errControl := c.conn.control(func(fd int) { found, err = finder.Holders(fd) }); errControl != nil || err != nil || !found.Sole() {
+	if errControl := c.conn.withFD(func(fd int) { found, err = finder.Holders(fd) }); errControl != nil || err != nil || !found.Sole() {
 		return false
 	}
 	b, err := c.conn.ask() // a descriptor may have been sent away during the walk

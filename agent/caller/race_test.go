@@ -40,7 +40,7 @@ func programCopy(t *testing.T, name string) string {
 
 // peerCredPath attests as is usual: the PID of the socket's peer, and that PID's executable.
 func peerCredPath(c *Conn) (path string, pid int) {
-	check(c.control(func(fd int) {
+	check(c.withFD(func(fd int) {
 		cred := must(unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED))
 		pid = int(cred.Pid)
 	}))

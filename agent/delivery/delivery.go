@@ -69,16 +69,26 @@ type Config struct {
 	History History
 	Memory  *Memory
 	// View says which entries this desk deals in; nil is all.
-	View   func(*selectors.Entry) bool
+	View func(*selectors.Entry) bool
+	// HangUp closes the connection that a call came over, all of it; it is for callers who do not read.
+	HangUp func(context.Context)
 	Logger *slog.Logger
 	Now    func() time.Time
 }
 
 // Desk hands out identities for one face, or for one of its sockets. It is safe for concurrent use.
-type Desk struct{ cfg Config }
+type Desk struct {
+	cfg         Config
+	sendTimeout time.Duration
+}
 
 // New returns a Desk.
-func New(cfg Config) *Desk { return &Desk{cfg} }
+func New(cfg Config) *Desk {
+	if cfg.HangUp == nil {
+		cfg.HangUp = func(context.Context) {}
+	}
+	return &Desk{cfg, sendTimeout}
+}
 
 // Ready is closed once the agent knows entries and bundle: then callers get answers, the server's
 // presence or not.

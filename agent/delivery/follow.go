@@ -4,6 +4,7 @@ package delivery
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,9 +25,12 @@ type Stream[M any] struct {
 	Again <-chan struct{}
 }
 
+// sendTimeout is how long a stream's client may leave unread what fills its window, with something newer to send.
+const sendTimeout = 30 * time.Second
+
 // Follow sends what the stream offers, and again whenever that changes, until the workload is no longer
 // the one that was attested, or ctx ends. The workload is checked before each message, so nothing
-// reaches a connection that changed hands.
+// reaches a connection that changed hands. Only the newest is sent: what changes while the client does not read is not kept.
 func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 	sub := s.desk.cfg.SVIDs.Subscribe(s.Selectors())
 	defer sub.Close()
@@ -39,7 +43,7 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 			return err
 		}
 		if !st.Same(last, next) {
-			if err := s.Hand(ctx, list, func() error { return st.Send(next) }); err != nil {
+			if err := s.Hand(ctx, list, func() error { return s.desk.send(ctx, func() error { return st.Send(next) }) }); err != nil {
 				return err
 			}
 			last = next
@@ -58,4 +62,15 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 		case <-st.Again:
 		}
 	}
+}
+
+// send sends to a client who reads. Else the whole connection is closed: gRPC keeps up to 64 KB of a stream that has ended until
+// the client makes room for them, and would let him open another.
+func (d *Desk) send(ctx context.Context, send func() error) error {
+	slow := time.AfterFunc(d.sendTimeout, func() {
+		d.cfg.Logger.Warn("workload connection closed: the caller does not read", "waited", d.sendTimeout)
+		d.cfg.HangUp(ctx)
+	})
+	defer slow.Stop()
+	return send()
 }

@@ -5,7 +5,6 @@ package workloadapi
 import (
 	"context"
 
-	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -13,10 +12,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Register adds the service to g, and beside it health and reflection (SPIFFE Workload Endpoint, section 7).
-func (s *Server) Register(g *grpc.Server) {
-	pb.RegisterSpiffeWorkloadAPIServer(g, s)
-	grpc_health_v1.RegisterHealthServer(g, health{ready: s.cfg.Desk.Ready()})
+// RegisterHealth adds health and reflection to g (SPIFFE Workload Endpoint, section 7). They are those of all services
+// that g has. ready is a desk's.
+func RegisterHealth(g *grpc.Server, ready <-chan struct{}) {
+	grpc_health_v1.RegisterHealthServer(g, health{g: g, ready: ready})
 	reflection.Register(g)
 }
 
@@ -24,6 +23,7 @@ func (s *Server) Register(g *grpc.Server) {
 // server's presence or not.
 type health struct {
 	grpc_health_v1.UnimplementedHealthServer
+	g     *grpc.Server
 	ready <-chan struct{}
 }
 
@@ -36,13 +36,14 @@ func (h health) status() *grpc_health_v1.HealthCheckResponse {
 	}
 }
 
-func known(service string) bool {
-	return service == "" || service == pb.SpiffeWorkloadAPI_ServiceDesc.ServiceName
+func (h health) known(service string) bool {
+	_, ok := h.g.GetServiceInfo()[service]
+	return ok || service == ""
 }
 
-// Check answers for the agent ("") and for the Workload API by its name.
+// Check answers for the agent ("") and for each service by its name.
 func (h health) Check(_ context.Context, req *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
-	if !known(req.Service) {
+	if !h.known(req.Service) {
 		return nil, status.Error(codes.NotFound, "unknown service")
 	}
 	return h.status(), nil
@@ -51,7 +52,7 @@ func (h health) Check(_ context.Context, req *grpc_health_v1.HealthCheckRequest)
 // Watch does the same, and again when it changes.
 func (h health) Watch(req *grpc_health_v1.HealthCheckRequest, st grpc.ServerStreamingServer[grpc_health_v1.HealthCheckResponse]) error {
 	now, ready := h.status(), h.ready
-	if !known(req.Service) {
+	if !h.known(req.Service) {
 		now.Status, ready = grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN, nil
 	}
 	if now.Status == grpc_health_v1.HealthCheckResponse_SERVING {

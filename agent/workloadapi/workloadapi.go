@@ -38,6 +38,9 @@ type Server struct {
 // New returns a Server; register it with Register.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
+// Register adds the service to g.
+func (s *Server) Register(g *grpc.Server) { pb.RegisterSpiffeWorkloadAPIServer(g, s) }
+
 // Interceptors demand the security header on every call of the Workload API (SPIFFE Workload Endpoint, section 6:
 // absent or wrong is InvalidArgument). The socket's other services have none: Envoy's SDS, health and reflection.
 func Interceptors() []grpc.ServerOption {

@@ -38,6 +38,7 @@ func serve(t *testing.T) *fixture {
 	f := &fixture{Fixture: deliverytest.New(t)}
 	g := grpc.NewServer(Interceptors()...)
 	New(Config{Desk: f.Desk, ForeignClaims: []string{"allowed"}}).Register(g)
+	RegisterHealth(g, f.Desk.Ready())
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

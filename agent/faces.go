@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"google.golang.org/grpc"
+
+	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/delivery"
+	"github.com/assay-id/assay/agent/limits"
+	"github.com/assay-id/assay/agent/sds"
+	"github.com/assay-id/assay/agent/workloadapi"
+)
+
+// face is what workloads see behind one socket.
+type face struct {
+	listener *caller.Listener
+	server   *grpc.Server
+}
+
+// listen opens all sockets, or takes over those that systemd opened.
+func (a *Agent) listen(ctx context.Context) (faces []*face, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeFaces(faces))
+		}
+	}()
+	inherited, err := a.inherited()
+	if err != nil {
+		return nil, err
+	}
+	l := a.conf.Limits
+	connections := limits.NewCount(l.Connections, l.ConnectionsPerCaller)
+	bounds := delivery.NewLimits(caller.Who, limits.NewCount(l.Streams, l.StreamsPerCaller), l.rates(time.Now), a.log)
+	turns := limits.NewTurns(attestAtATime, max(2, runtime.GOMAXPROCS(0)/2))
+	for _, s := range a.conf.sockets {
+		if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
+			return faces, fmt.Errorf("%s: %w", s.where(), err)
+		}
+		listener, err := caller.Listen(ctx, caller.Config{Path: s.Path, Mode: s.mode, Owner: s.owner, Inherited: inherited[s.Path],
+			Binder: a.evidence, Connections: connections, Logger: a.log})
+		if err != nil {
+			return faces, fmt.Errorf("%s: %w", s.where(), err)
+		}
+		faces = append(faces, &face{listener, a.faceServer(s, bounds, turns)})
+	}
+	return faces, nil
+}
+
+func closeFaces(faces []*face) (err error) {
+	for _, f := range faces {
+		err = errors.Join(err, f.listener.Close())
+	}
+	return err
+}
+
+// inherited are the sockets that systemd opened, by path. One that the configuration does not name is an error.
+func (a *Agent) inherited() (map[string]*os.File, error) {
+	all := map[string]*os.File{}
+	for _, f := range activation.Files(true) {
+		path, err := caller.PathOf(f)
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Clean(path)
+		if !slices.ContainsFunc(a.conf.sockets, func(s *socket) bool { return s.Path == path }) {
+			return nil, fmt.Errorf("%s, which systemd passed, listens at %s: write that path as socket_path or into a block socket \"name\" { path = … }, or remove ListenStream=", f.Name(), path)
+		}
+		all[path] = f
+		a.log.Info("a socket of systemd's is taken over", "path", path, "name", f.Name())
+	}
+	return all, nil
+}
+
+const (
+	// attestAtATime bounds the callers that are looked at together. Most take some 100 µs; a program that was never seen
+	// is read once, which takes as long as its disk.
+	attestAtATime = 64
+	// streamsPerConnection is what HTTP/2 allows a connection at a time.
+	streamsPerConnection = 64
+	// preface is how long a connection may take to say that it speaks HTTP/2.
+	preface = 20 * time.Second
+	// readBuffer in bytes, of each connection: what workloads send is short. Buffers to write are shared.
+	readBuffer = 2 << 10
+)
+
+func (a *Agent) faceServer(s *socket, bounds *delivery.Limits, turns *limits.Turns) *grpc.Server {
+	options := slices.Concat(bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
+		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streamsPerConnection), grpc.ConnectionTimeout(preface),
+		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
+	})
+	server := grpc.NewServer(options...)
+	attest := func(ctx context.Context) (delivery.Workload, error) { return a.workload(ctx, turns) }
+	desk := delivery.New(delivery.Config{Attest: attest, SVIDs: a.svids, History: a.history, Memory: a.memory, View: s.view,
+		HangUp: caller.HangUp, Logger: a.log, Now: time.Now})
+	if !s.DisableWorkloadAPI {
+		workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(server)
+	}
+	if c := a.conf.SDS; !c.Disable && !s.DisableSDS {
+		sds.New(sds.Config{Desk: desk, DefaultSVIDName: c.DefaultSVIDName, DefaultBundleName: c.DefaultBundleName, DefaultAllBundlesName: c.DefaultAllBundlesName,
+			DisableSPIFFECertValidation: c.DisableSPIFFECertValidation, Logger: a.log}).Register(server)
+	}
+	workloadapi.RegisterHealth(server, desk.Ready())
+	return server
+}
+
+// workload attests the caller of a request, in its turn.
+func (a *Agent) workload(ctx context.Context, turns *limits.Turns) (delivery.Workload, error) {
+	giveBack, err := turns.Take(ctx, caller.Who(ctx))
+	if err != nil {
+		return nil, err
+	}
+	defer giveBack()
+	w, err := a.attestor.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.streams.Add(1)
+	context.AfterFunc(ctx, func() { a.streams.Add(-1) })
+	return w, nil
+}
