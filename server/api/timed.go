@@ -19,23 +19,27 @@ type timedSigner struct {
 }
 
 func (t timedSigner) SignWorkload(req ca.Request) ([]*x509.Certificate, error) {
-	defer t.since(time.Now())
-	return t.Signer.SignWorkload(req)
+	return timed(t, func() ([]*x509.Certificate, error) { return t.Signer.SignWorkload(req) })
 }
 
 func (t timedSigner) SignAgent(id spiffeid.ID, key crypto.PublicKey) ([]*x509.Certificate, error) {
-	defer t.since(time.Now())
-	return t.Signer.SignAgent(id, key)
+	return timed(t, func() ([]*x509.Certificate, error) { return t.Signer.SignAgent(id, key) })
 }
 
 func (t timedSigner) SignJWT(req ca.JWTRequest) (ca.Token, error) {
-	defer t.since(time.Now())
-	return t.Signer.SignJWT(req)
+	return timed(t, func() (ca.Token, error) { return t.Signer.SignJWT(req) })
 }
 
 func (t timedSigner) SignWIT(req ca.WITRequest) (ca.Token, error) {
-	defer t.since(time.Now())
-	return t.Signer.SignWIT(req)
+	return timed(t, func() (ca.Token, error) { return t.Signer.SignWIT(req) })
 }
 
-func (t timedSigner) since(began time.Time) { t.signed(time.Since(began)) }
+// timed leaves out what was not signed: a refusal takes no time.
+func timed[T any](t timedSigner, sign func() (T, error)) (T, error) {
+	began := time.Now()
+	out, err := sign()
+	if err == nil {
+		t.signed(time.Since(began))
+	}
+	return out, err
+}

@@ -167,21 +167,25 @@ func storm(ctx context.Context, server *fleet.Server, c *crowd, n int) error {
 	if err := c.gone(); err != nil {
 		return err
 	}
-	c.failures.Store(0)
 	began := time.Now()
 	if err := server.Start(ctx); err != nil {
 		return err
 	}
 	c.process = server.Process()
 	ready := time.Since(began)
+	c.failures.Store(0) // those were of a server that was not there
 	if err := c.await(int64(n), 10*time.Minute); err != nil {
 		return err
 	}
 	took := time.Since(began)
+	why := ""
+	if n := c.failures.Load(); n > 0 {
+		why = fmt.Sprintf(" (%v)", *c.failed.Load())
+	}
 	peak, err := c.process.Memory("VmHWM")
 	cpu, _ := c.process.CPU()
-	fmt.Printf("server killed and started: answers after %s, all %d feeds open after %s; %d attempts failed; its CPU %s, peak of RSS %d MB; load %s\n",
-		ready.Round(time.Millisecond), n, took.Round(time.Millisecond), c.failures.Load(), cpu.Round(10*time.Millisecond), peak/1e6, load())
+	fmt.Printf("server killed and started: answers after %s, all %d feeds open after %s; %d attempts failed meanwhile%s; its CPU %s, peak of RSS %d MB; load %s\n",
+		ready.Round(time.Millisecond), n, took.Round(time.Millisecond), c.failures.Load(), why, cpu.Round(10*time.Millisecond), peak/1e6, load())
 	return err
 }
 

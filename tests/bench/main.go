@@ -6,7 +6,7 @@
 //	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
 //	bench kernel       what every process does, with the sensor in the kernel and without
 //	bench propagate    a change of an entry until the open stream has the new SVID
-//	bench agents [n]   a server with a crowd of agents (10000): memory, who is told when, a storm
+//	bench agents [n]   a server with a crowd of agents (10000): memory, who is told when, a storm; then a bare broadcast
 package main
 
 import (
