@@ -2,7 +2,11 @@
 
 package caller
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // Reason is why a caller is refused.
 type Reason string
@@ -46,6 +50,12 @@ type Refusal struct {
 func (r *Refusal) Error() string {
 	return fmt.Sprintf("caller refused (%s): %s; %s", r.Reason, r.Detail, advice[r.Reason])
 }
+
+// Kind is the reason in one word.
+func (r *Refusal) Kind() string { return string(r.Reason) }
+
+// Reasons are all of them.
+func Reasons() []Reason { return slices.Sorted(maps.Keys(advice)) }
 
 func refuse(why Reason, format string, args ...any) *Refusal {
 	return &Refusal{why, fmt.Sprintf(format, args...)}

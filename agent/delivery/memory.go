@@ -23,8 +23,8 @@ type Denial struct {
 	// Ref names it to the caller, who learns no more.
 	Ref  string
 	Time time.Time
-	// Reason is a sentence.
-	Reason string
+	// Kind is the reason in one word, Reason in a sentence.
+	Kind, Reason string
 	// Facts is nil where the caller could not be attested at all.
 	Facts *selectors.Facts
 	// Nearest are the entries that the workload came closest to at that moment.
@@ -34,6 +34,7 @@ type Denial struct {
 // Memory remembers the last callers who were given nothing, and the last who were given something, for `assay
 // explain`. It is safe for concurrent use; make one with NewMemory.
 type Memory struct {
+	onDenial   func(kind string)
 	mu         sync.Mutex
 	denials    ring[Denial]
 	deliveries ring[history.Delivery]
@@ -47,8 +48,18 @@ const (
 
 // NewMemory returns one that remembers nothing yet.
 func NewMemory() *Memory {
-	return &Memory{denials: ring[Denial]{limit: rememberedDenials}, deliveries: ring[history.Delivery]{limit: rememberedDeliveries}}
+	return &Memory{onDenial: func(string) {}, denials: ring[Denial]{limit: rememberedDenials}, deliveries: ring[history.Delivery]{limit: rememberedDeliveries}}
 }
+
+// The kinds of reasons beside those of the errors, which name theirs by a method Kind() string.
+const (
+	NoEntry  = "no_entry"  // the workload matches none, or none of that SPIFFE ID
+	ByServer = "by_server" // the server refused to sign
+	NoFacts  = "no_facts"  // the caller could not be attested for another reason
+)
+
+// OnDenial has f told the kind of each denial. Call it before the first.
+func (m *Memory) OnDenial(f func(kind string)) { m.onDenial = f }
 
 // Denial returns the one that a caller was told the reference of.
 func (m *Memory) Denial(ref string) (Denial, bool) {
@@ -77,6 +88,7 @@ func (m *Memory) Deliveries() []history.Delivery {
 // denied remembers the denial and returns its reference.
 func (m *Memory) denied(x Denial) string {
 	x.Ref = rand.Text()[:8]
+	m.onDenial(x.Kind)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.denials.add(x)
@@ -118,7 +130,11 @@ func (d *Desk) refuse(ctx context.Context, w Workload, err error) error {
 	if ctx.Err() != nil {
 		return status.FromContextError(ctx.Err()).Err()
 	}
-	x := Denial{Time: d.cfg.Now(), Reason: err.Error()}
+	x := Denial{Time: d.cfg.Now(), Kind: NoFacts, Reason: err.Error()}
+	var kind interface{ Kind() string }
+	if errors.As(err, &kind) {
+		x.Kind = kind.Kind()
+	}
 	if w != nil {
 		x.Facts = w.Facts()
 	}
@@ -141,13 +157,13 @@ func (d *Desk) none(w Workload, err error) error {
 		return status.Error(codes.Unavailable, "the identity can not be issued now, try again")
 	}
 	f := w.Facts()
-	x := Denial{Time: d.cfg.Now(), Reason: "no entry matches", Facts: f, Nearest: d.cfg.SVIDs.Nearest(w.Selectors(), nearestRemembered)}
+	x := Denial{Time: d.cfg.Now(), Kind: NoEntry, Reason: "no entry matches", Facts: f, Nearest: d.cfg.SVIDs.Nearest(w.Selectors(), nearestRemembered)}
 	attrs := []any{"pid", f.Process.TGID, "path", f.Executable.Path}
 	if len(x.Nearest) > 0 {
 		attrs = append(attrs, "nearest", x.Nearest[0].Entry.SPIFFEID, "lacks", x.Nearest[0].Missing.String())
 	}
 	if err != nil {
-		x.Reason = err.Error()
+		x.Kind, x.Reason = ByServer, err.Error()
 		attrs = append(attrs, "error", err)
 	}
 	ref := d.cfg.Memory.denied(x)

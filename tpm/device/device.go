@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -38,6 +39,8 @@ type Config struct {
 	OwnerPassword, EndorsementPassword string
 	// Logs that go with the TPM; nil means MachineLogs(Path).
 	Logs *Logs
+	// Observe is told of each command and how long it took; it may be nil.
+	Observe func(command []byte, took time.Duration)
 }
 
 // Device is an open TPM. It is safe for concurrent use.
@@ -67,6 +70,9 @@ func Open(ctx context.Context, c Config) (*Device, error) {
 	t, managed, err := openTransport(c.Path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the TPM: %w", err)
+	}
+	if c.Observe != nil {
+		t = &observed{t, c.Observe}
 	}
 	d := &Device{
 		tpm: t, logs: MachineLogs(c.Path),

@@ -88,6 +88,18 @@ func (p *patient) Send(command []byte) ([]byte, error) {
 	}
 }
 
+// observed tells how long commands take, waiting for the TPM included.
+type observed struct {
+	transport.TPMCloser
+	tell func(command []byte, took time.Duration)
+}
+
+func (o *observed) Send(command []byte) ([]byte, error) {
+	began := time.Now()
+	defer func() { o.tell(command, time.Since(began)) }()
+	return o.TPMCloser.Send(command)
+}
+
 // socketTPM speaks to swtpm: one connection for each command, so that several programs can
 // take turns. swtpm's data channel carries bare TPM commands and responses.
 type socketTPM struct{ path string }
