@@ -42,7 +42,9 @@ func playTakeOver() {
 	check(err)
 	_, err = s.walk("held", record.AskHolders(&record.Binding{}), holdersProgram, ringsProgram)
 	check(err)
-	check(s.Watch(0, "/run/any.sock"))
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	check(s.Watch(fd, "/run/any.sock"))
 	fmt.Println("tier", s.Tier(), "user", now.Credentials.UID, "lost", s.Lost())
 	check(s.Close())
 }
