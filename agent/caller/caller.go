@@ -202,9 +202,8 @@ func judge(b record.Binding, key selectors.ProcessKey) (r *Refusal, passing bool
 	return nil, false
 }
 
-// judgeNow compares how the process is with how it was when it connected. Seccomp and
-// no_new_privs can only tighten and are not compared. Unknown is not judged: the facts are of
-// the moment of the connect.
+// judgeNow compares how the process is with how it was when it connected. Unknown is not judged:
+// the facts are of the moment of the connect.
 func judgeNow(b record.Binding) *Refusal {
 	if !b.Now.Known {
 		return nil
@@ -212,10 +211,14 @@ func judgeNow(b record.Binding) *Refusal {
 	if b.Now.CgroupID != b.CgroupID {
 		return refuse(MovedCgroup, "process %d moved from cgroup %d to %d", b.Task.Process.TGID, b.CgroupID, b.Now.CgroupID)
 	}
-	was, is := b.Credentials, b.Now.Credentials
-	is.Seccomp, is.NoNewPrivs = was.Seccomp, was.NoNewPrivs
-	if was != is {
+	if was, is := b.Credentials, b.Now.Credentials; !SameRights(was, is) {
 		return refuse(CredentialsChanged, "process %d had %+v, has %+v", b.Task.Process.TGID, was, is)
 	}
 	return nil
+}
+
+// SameRights compares how a process was with how it is. Seccomp and no_new_privs can only tighten and are not compared.
+func SameRights(was, is record.Credentials) bool {
+	is.Seccomp, is.NoNewPrivs = was.Seccomp, was.NoNewPrivs
+	return was == is
 }

@@ -36,6 +36,8 @@ type Conn struct {
 	callers *callers
 	places  *limits.Count // where it holds a place; nil is none
 	control oob           // of Read, for one goroutine
+
+	writeTimeout time.Duration
 }
 
 // oob has room for the one control message that is wanted: a sender.
@@ -43,7 +45,7 @@ type oob [32]byte
 
 // newConn binds the connection to who connected. Its error is that it has no place among the connections; it is closed then.
 func newConn(c *net.UnixConn, cfg *Config, callers *callers) (*Conn, error) {
-	conn := &Conn{UnixConn: c, binder: cfg.Binder, callers: callers, log: cfg.Logger}
+	conn := &Conn{UnixConn: c, binder: cfg.Binder, callers: callers, log: cfg.Logger, writeTimeout: writeTimeout}
 	r := conn.bind()
 	if r != nil {
 		conn.refusal.Store(r)
@@ -179,7 +181,7 @@ const (
 
 // Write writes. A caller who does not read for 30 s loses the connection, so that what is meant for him is not held for ever.
 func (c *Conn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
 		return 0, err
 	}
 	return c.UnixConn.Write(p)

@@ -25,10 +25,15 @@ type program struct {
 func launch(t *testing.T, command ...string) *program {
 	t.Helper()
 	p := &program{cmd: exec.Command(command[0], command[1:]...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if command[0] == self {
 		p.cmd.Env = append(os.Environ(), "ASSAY_ROLE=powerless")
 	}
+	return launched(t, p)
+}
+
+func launched(t *testing.T, p *program) *program {
+	t.Helper()
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
