@@ -26,8 +26,7 @@ type Token struct {
 	PerProcess bool
 }
 
-// ReadToken reads what the server sent for id. The signature is not checked: it came from the server, and may
-// be by an authority that is not in the agent's bundle yet.
+// ReadToken reads what the server sent for id. The signature is left to CheckJWT and CheckWIT.
 func ReadToken(text string, id spiffeid.ID) (Token, error) {
 	parsed, err := jwt.ParseSigned(text, Algorithms)
 	if err != nil {
