@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -28,10 +29,12 @@ import (
 	"github.com/assay-id/assay/agent/clock"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/agent/metrics"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/bpf/record"
+	"github.com/assay-id/assay/observe"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	"github.com/assay-id/assay/selectors"
 )
@@ -51,6 +54,8 @@ type Agent struct {
 	history  *history.Log
 	memory   *delivery.Memory
 	streams  atomic.Int32
+	registry *prometheus.Registry
+	metrics  *metrics.Instruments
 	onReady  func()
 }
 
@@ -61,14 +66,16 @@ type evidence interface {
 }
 
 // New checks the configuration. version is the agent's own, for the server to know; logs go
-// to out, one line of text each.
+// to out, in lines.
 func New(c Config, version string, out io.Writer) (*Agent, error) {
 	p, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
-	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: p.level}))
-	return &Agent{conf: p, version: version, log: log, onReady: func() {}, memory: delivery.NewMemory()}, nil
+	log := observe.NewLogger(out, p.LogFormat, p.level)
+	a := &Agent{conf: p, version: version, log: log, onReady: func() {}, memory: delivery.NewMemory()}
+	a.instrument()
+	return a, nil
 }
 
 // OnReady has f called when workloads can connect, whether or not the server can be reached. Call it before Run.
@@ -106,7 +113,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
 		Attestor: attestor, History: a.history, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
-	a.svids = svids.New(a.server, a.log, time.Now)
+	a.svids = svids.New(countedSigner{a.server, a.metrics.Signed}, a.log, time.Now)
 	a.server.SetSink(a.svids)
 	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()
@@ -119,7 +126,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, closeFaces(faces))
 	}
-	return a.serve(ctx, faces, admin)
+	http, err := a.listenHTTP()
+	if err != nil {
+		return errors.Join(err, closeFaces(faces), admin.Close())
+	}
+	return a.serve(ctx, faces, admin, http)
 }
 
 // findEvidence loads the sensor. Without one it goes on at T3 where minimum_tier allows that by name.
@@ -142,7 +153,7 @@ func (a *Agent) findEvidence() (err error) {
 	return nil
 }
 
-func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener) error {
+func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener, http *observe.Endpoints) error {
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
 	servers := map[*grpc.Server]net.Listener{operators: admin}
@@ -152,6 +163,7 @@ func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener) er
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
+	group.Go(func() error { return http.Serve(ctx) })
 	group.Go(func() error { return clock.Watch(ctx, a.server.ClockSet) })
 	if a.sensor != nil {
 		group.Go(func() error { return a.followEvents(ctx, faces) })

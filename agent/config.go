@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/assay-id/assay/bpf"
+	"github.com/assay-id/assay/observe"
 	"github.com/assay-id/assay/selectors"
 	"github.com/assay-id/assay/tpm/device"
 )
@@ -59,6 +60,11 @@ type Config struct {
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
+	// LogFormat is text (default) or json.
+	LogFormat string `hcl:"log_format,optional"`
+	// Metrics for Prometheus (docs/metrics.md), and Health for probes, over HTTP (default: neither).
+	Metrics *observe.MetricsConfig `hcl:"metrics,block"`
+	Health  *observe.HealthConfig  `hcl:"health,block"`
 
 	// Sockets are more sockets, for example with fewer identities; Limits bound what one caller can take of the agent.
 	Sockets []SocketConfig `hcl:"socket,block"`
@@ -180,6 +186,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
+	}
+	if err := observe.Validate(c.Metrics, c.Health, c.LogFormat); err != nil {
+		return nil, err
 	}
 	if err := p.prepareSockets(); err != nil {
 		return nil, err

@@ -95,7 +95,7 @@ const (
 )
 
 func (a *Agent) faceServer(s *socket, bounds *delivery.Limits, turns *limits.Turns) *grpc.Server {
-	options := slices.Concat(bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
+	options := slices.Concat(a.metrics.Calls.Options(), bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
 		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streamsPerConnection), grpc.ConnectionTimeout(preface),
 		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
 	})
@@ -121,7 +121,9 @@ func (a *Agent) workload(ctx context.Context, turns *limits.Turns) (delivery.Wor
 		return nil, err
 	}
 	defer giveBack()
+	began := time.Now()
 	w, err := a.attestor.Caller(ctx)
+	a.metrics.Attested(err, time.Since(began))
 	if err != nil {
 		return nil, err
 	}

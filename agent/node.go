@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/upstream"
@@ -24,9 +25,9 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 		_, err := pop.Load()
 		return pop, func() {}, err
 	case c.DevID != nil:
-		return c.DevID.open(ctx)
+		return c.DevID.open(ctx, a.metrics.TPM)
 	default:
-		d, err := device.Open(ctx, device.Config{Path: c.TPM.Device, EK: c.TPM.EK})
+		d, err := device.Open(ctx, device.Config{Path: c.TPM.Device, EK: c.TPM.EK, Observe: a.metrics.TPM})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -35,7 +36,7 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 }
 
 // open loads the DevID key into the TPM.
-func (c DevIDConfig) open(ctx context.Context) (upstream.Attestor, func(), error) {
+func (c DevIDConfig) open(ctx context.Context, observe func(command []byte, took time.Duration)) (upstream.Attestor, func(), error) {
 	public, err := os.ReadFile(c.PubPath)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpm_devid: devid_pub_path: %w", err)
@@ -44,7 +45,7 @@ func (c DevIDConfig) open(ctx context.Context) (upstream.Attestor, func(), error
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpm_devid: devid_priv_path: %w", err)
 	}
-	d, err := device.Open(ctx, device.Config{Path: c.Device, EK: "rsa2048", OwnerPassword: c.OwnerPassword, EndorsementPassword: c.EndorsementPassword})
+	d, err := device.Open(ctx, device.Config{Path: c.Device, EK: "rsa2048", OwnerPassword: c.OwnerPassword, EndorsementPassword: c.EndorsementPassword, Observe: observe})
 	if err != nil {
 		return nil, nil, err
 	}
