@@ -66,7 +66,8 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &node{svid: svid, bundle: bundle.SPIFFE(), reattestable: result.GetReattestable()}, nil
+	n := &node{svid: svid, bundle: bundle.SPIFFE(), reattestable: result.GetReattestable()}
+	return n, c.believeNode(svid, n.bundle)
 }
 
 func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payload, csr []byte) (*agentv1.AttestAgentResponse_Result, error) {
@@ -124,7 +125,10 @@ func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn)
 	if err != nil {
 		return nil, err
 	}
-	return &node{svid: svid, bundle: n.bundle}, nil
+	if svid.ID != n.svid.ID {
+		return nil, fmt.Errorf("server renewed the node's SVID as %q, it was %q", svid.ID, n.svid.ID)
+	}
+	return &node{svid: svid, bundle: n.bundle}, c.believeNode(svid, n.bundle)
 }
 
 // statusTimeout bounds what is only for the operator's eyes.

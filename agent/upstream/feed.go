@@ -41,6 +41,7 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 	// An error of Send is io.EOF; Recv has the reason.
 	_ = stream.Send(&nodepb.WatchRequest{Resume: c.feedState})
 	acks := acknowledge(stream)
+	var said order
 	for first := true; ; first = false {
 		msg, err := stream.Recv()
 		if err != nil {
@@ -48,6 +49,9 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 		}
 		back.reset()
 		c.connected.Store(true)
+		if err := said.next(msg); err != nil {
+			return err
+		}
 		settled, err := c.deliver(msg, first)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@
 package upstream
 
 import (
+	"crypto/x509"
 	"testing"
 	"time"
 
@@ -47,7 +48,12 @@ func (f *far) pushes(next <-chan *nodepb.WatchResponse) (acks chan uint64) {
 }
 
 func (f *far) bundle(sequence uint64, tainted bool) *types.Bundle {
-	return &types.Bundle{TrustDomain: td.Name(), SequenceNumber: sequence, X509Authorities: []*types.X509Certificate{{Asn1: f.ca.Raw, Tainted: tainted}}}
+	public, err := x509.MarshalPKIXPublicKey(f.key.Public())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return &types.Bundle{TrustDomain: td.Name(), SequenceNumber: sequence, X509Authorities: []*types.X509Certificate{{Asn1: f.ca.Raw, Tainted: tainted}},
+		JwtAuthorities: []*types.JWTKey{{KeyId: "kid", PublicKey: public}}}
 }
 
 func take[T any](t *testing.T, from <-chan T, what string) (v T) {

@@ -36,7 +36,7 @@ func TestServerOfSPIRE(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, _, err := c.SignX509SVID(t.Context(), &selectors.Entry{ID: "polled"}, csr, &selectors.Facts{})
+	chain, _, err := c.SignX509SVID(t.Context(), &selectors.Entry{ID: "polled", SPIFFEID: spiffeid.RequireFromPath(td, "/polled")}, csr, &selectors.Facts{})
 	if err != nil || chain[0].URIs[0].Path != "/polled" {
 		t.Errorf("signed %v, %v", chain, err)
 	}

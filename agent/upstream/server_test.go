@@ -179,7 +179,7 @@ func (f *far) admits(judge func(payload []byte, challenge func([]byte) []byte) e
 }
 
 func (f *far) GetBundle(context.Context, *bundlev1.GetBundleRequest) (*types.Bundle, error) {
-	return &types.Bundle{TrustDomain: td.Name(), X509Authorities: []*types.X509Certificate{{Asn1: f.ca.Raw}}}, nil
+	return f.bundle(0, false), nil
 }
 
 func (f *far) GetFederatedBundle(_ context.Context, req *bundlev1.GetFederatedBundleRequest) (*types.Bundle, error) {
@@ -243,7 +243,7 @@ func (f *far) NewJWTSVID(_ context.Context, req *svidv1.NewJWTSVIDRequest) (*svi
 	if err != nil {
 		return nil, err
 	}
-	text, err := jwt.Signed(s).Claims(map[string]any{"sub": td.IDString() + "/polled", "aud": req.Audience, "iat": 100, "exp": 160}).Serialize()
+	text, err := jwt.Signed(s).Claims(map[string]any{"sub": td.IDString() + "/polled", "aud": req.Audience, "iat": time.Now().Unix(), "exp": time.Now().Unix() + 60}).Serialize()
 	return &svidv1.NewJWTSVIDResponse{Svid: &types.JWTSVID{Token: text}}, err
 }
 

@@ -90,8 +90,13 @@ func (c *Client) SignX509SVID(ctx context.Context, entry *selectors.Entry, csr [
 	if err != nil {
 		return nil, false, err
 	}
-	chain, err = wire.Chain(svid.GetCertChain())
-	return chain, perProcess, err
+	if chain, err = wire.Chain(svid.GetCertChain()); err != nil {
+		return nil, false, err
+	}
+	if err := c.believeX509(chain, entry.SPIFFEID, csr); err != nil {
+		return nil, false, err
+	}
+	return chain, perProcess, nil
 }
 
 // SignJWTSVID has the server sign a JWT-SVID for the audience. Errors: see SignX509SVID, and *Unsupported.
@@ -106,7 +111,11 @@ func (c *Client) SignJWTSVID(ctx context.Context, entry *selectors.Entry, audien
 	if err != nil {
 		return trust.Token{}, err
 	}
-	return trust.ReadToken(svid.GetToken(), entry.SPIFFEID)
+	token, err := trust.ReadToken(svid.GetToken(), entry.SPIFFEID)
+	if err != nil {
+		return trust.Token{}, err
+	}
+	return token, c.believeJWT(token, audience)
 }
 
 // SignWITSVID has the server sign a WIT-SVID for the workload's public key, PKIX DER, which signs with the
@@ -125,8 +134,11 @@ func (c *Client) SignWITSVID(ctx context.Context, entry *selectors.Entry, public
 		return trust.Token{}, err
 	}
 	token, err := trust.ReadToken(svid.GetToken(), entry.SPIFFEID)
+	if err != nil {
+		return trust.Token{}, err
+	}
 	token.PerProcess = perProcess
-	return token, err
+	return token, c.believeWIT(token, publicKey)
 }
 
 // only returns the one result of a batch of one.
