@@ -65,6 +65,9 @@ type Config struct {
 
 	// CASubject names the X.509 authorities (default C=US, O=SPIFFE).
 	CASubject *SubjectConfig `hcl:"ca_subject,block"`
+	// CANameConstraints binds new X.509 authorities to SPIFFE IDs of the trust domain by a critical extension. All who verify must
+	// know it: Go, OpenSSL and BoringSSL do.
+	CANameConstraints bool `hcl:"ca_name_constraints,optional"`
 	// KeyManager keeps the authorities' private keys (default "disk").
 	KeyManager *KeyManagerConfig `hcl:"key_manager,block"`
 	// UpstreamAuthority certifies the X.509 authorities (default: they are self-signed).

@@ -111,7 +111,7 @@ func (s *Server) openCA(ctx context.Context) (err error) {
 	}
 	s.ca, err = ca.Open(ctx, ca.Config{
 		Dir: dir, Keys: s.keys, TrustDomain: c.trustDomain, Store: s.store, Upstream: s.openUpstream(), TTL: c.caTTL,
-		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, JWTTTL: c.jwtTTL, JWTIssuer: c.JWTIssuer, Subject: c.subject, CRLs: c.crlURL,
+		X509SVIDTTL: c.svidTTL, AgentTTL: c.agentTTL, JWTTTL: c.jwtTTL, JWTIssuer: c.JWTIssuer, Subject: c.subject, CRLs: c.crlURL, NameConstraints: c.CANameConstraints,
 		X509KeyType: keys.Type(c.CAKeyType), JWTKeyType: keys.Type(c.JWTKeyType), WITKeyType: keys.Type(c.JWTKeyType),
 		MaxAge: c.maxAge, Acked: s.streams.Behind, Logger: s.log,
 	})

@@ -5,7 +5,7 @@
 #   setup.sh tests   that, and what the tests, the guests and the generators need
 set -eu
 demo="ca-certificates git make swtpm swtpm-tools"
-tests="$demo qemu-system-x86 ovmf busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev softhsm2 opensc protobuf-compiler"
+tests="$demo qemu-system-x86 ovmf busybox-static cpio xz-utils e2fsprogs iproute2 clang-19 llvm-19 clang-format-19 libbpf-dev gcc libc6-dev softhsm2 opensc openssl protobuf-compiler"
 services="nginx-light haproxy" # tests/clients starts its own
 tests="$tests $services"
 command -v npm >/dev/null || tests="$tests nodejs npm" # a Node from elsewhere brings its npm

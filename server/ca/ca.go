@@ -62,6 +62,8 @@ type Config struct {
 	X509KeyType, JWTKeyType, WITKeyType keys.Type
 	// Subject of authorities, C=US,O=SPIFFE; SVIDSubject of SVIDs, C=US,O=SPIRE.
 	Subject, SVIDSubject pkix.Name
+	// NameConstraints binds X.509 authorities to the trust domain (mint.Shape).
+	NameConstraints bool
 	// CRLs is the URL below which everybody can read revocation lists (mint.Shape); SVIDs name it.
 	CRLs string
 	// MaxAge is how long signing goes on while the store can not be reached, 1 h.
@@ -103,7 +105,7 @@ type CA struct {
 // one of each kind that may sign.
 func Open(ctx context.Context, cfg Config) (*CA, error) {
 	cfg.setDefaults()
-	c := &CA{cfg: cfg, shape: mint.Shape{TrustDomain: cfg.TrustDomain, Subject: cfg.Subject, SVIDSubject: cfg.SVIDSubject, CRLs: cfg.CRLs}, due: make(chan struct{}, 1)}
+	c := &CA{cfg: cfg, shape: mint.Shape{TrustDomain: cfg.TrustDomain, Subject: cfg.Subject, SVIDSubject: cfg.SVIDSubject, CRLs: cfg.CRLs, NameConstraints: cfg.NameConstraints}, due: make(chan struct{}, 1)}
 	if err := c.openDir(); err != nil {
 		return nil, err
 	}

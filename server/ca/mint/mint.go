@@ -32,6 +32,9 @@ type Shape struct {
 	// CRLs is where everybody reads revocation lists, a URL that is followed by "/", the authority's subject key id in
 	// hex and ".crl"; SVIDs name it (RFC 5280 §4.2.1.13). Empty: they do not.
 	CRLs string
+	// NameConstraints has authorities bound to SPIFFE IDs of the trust domain (SPIFFE X.509-SVID §4.2, RFC 5280 §4.2.1.10; critical): whoever
+	// steals a key can then speak for no other one, even to those who mix the bundles of several.
+	NameConstraints bool
 }
 
 // Authority signs certificates.
@@ -79,7 +82,7 @@ func (s *Shape) authority(public crypto.PublicKey, now, notAfter time.Time) (*x5
 	if err != nil {
 		return nil, err
 	}
-	return &x509.Certificate{
+	template := &x509.Certificate{
 		SerialNumber: serial,
 		NotBefore:    now.Add(-backdate), NotAfter: notAfter,
 		URIs:                  []*url.URL{s.TrustDomain.ID().URL()},
@@ -87,7 +90,13 @@ func (s *Shape) authority(public crypto.PublicKey, now, notAfter time.Time) (*x5
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		SubjectKeyId:          ski,
-	}, nil
+	}
+	if s.NameConstraints {
+		// The one is that host alone, says RFC 5280; to Go it is those below, too, and they are excluded.
+		template.PermittedURIDomains, template.ExcludedURIDomains = []string{s.TrustDomain.Name()}, []string{"." + s.TrustDomain.Name()}
+		template.PermittedDNSDomainsCritical = true
+	}
+	return template, nil
 }
 
 // Downstream signs the CA certificate of a nested server and returns its chain.
