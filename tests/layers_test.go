@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"selectors", "observe", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin", "proto/revocation", "proto/entry"},
 	{"bpf", "bpf/hooks", "bpf/cgroup", "bpf/record", "agent/bootstrap", "agent/clock", "agent/life", "agent/metrics", "agent/limits", "agent/process", "agent/servers", "agent/trust", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/keys/pkcs11", "server/metrics", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert", "server/rego"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/proof", "agent/upstream", "agent/upstream/wire", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/revocation", "server/federation", "server/oidc", "server/gate"},
-	{"agent/attest", "agent/delivery", "agent/workloadapi", "agent/sds", "server/attest", "server/api", "server/api/entry", "server/api/trust", "server/api/operate", "server/api/wire"},
+	{"agent/attest", "agent/delivery", "agent/workloadapi", "agent/sds", "agent/broker", "agent/delegated", "agent/operate", "server/attest", "server/api", "server/api/entry", "server/api/trust", "server/api/operate", "server/api/wire"},
 	{"agent", "server"},
 }
 
@@ -38,6 +38,8 @@ var allowed = map[string][]string{
 	"server/api/entry":     {"server/api/wire"},
 	"agent/workloadapi":    {"agent/delivery"},
 	"agent/sds":            {"agent/delivery"},
+	"agent/broker":         {"agent/delivery"},
+	"agent/delegated":      {"agent/delivery"},
 	"agent/upstream":       {"agent/upstream/wire"},
 	"server/api/trust":     {"server/api/wire"},
 	"server/api/operate":   {"server/api/wire"},
@@ -56,7 +58,7 @@ var only = []struct{ path, holders, reason string }{
 	{"go.etcd.io/", "server/store", "the store can be exchanged"},
 	{"github.com/miekg/pkcs11", "cmd/assay-pkcs11", "a vendor's library may crash or hang one small program, and the others stay static"},
 	{"google.golang.org/protobuf", "proto server/store/cluster server/gate server/api agent/upstream agent/workloadapi agent cmd", "protobuf types stop at the edges"},
-	{"github.com/spiffe/spire-api-sdk", "proto server/api server/ca/upstream agent/upstream cmd", "SPIRE's wire types stop at the edges"},
+	{"github.com/spiffe/spire-api-sdk", "proto server/api server/ca/upstream agent/upstream agent/delegated agent/operate cmd", "SPIRE's wire types stop at the edges"},
 	{module + "agent", "agent cmd tests", "the server does not know the agent's code"},
 	{module + "server", "server cmd tests", "the agent does not know the server's code"},
 }

@@ -111,24 +111,13 @@ func (a *Attestor) Caller(ctx context.Context) (*Workload, error) {
 
 // PID tells what is known of a running process: what it would be attested as if it called now.
 func (a *Attestor) PID(ctx context.Context, pid int) (*selectors.Facts, error) {
-	p, err := process.PinPID(a.sensor, pid)
+	ctx, letGo := context.WithCancel(ctx)
+	defer letGo()
+	r, err := a.Process(ctx, pid)
 	if err != nil {
 		return nil, err
 	}
-	defer p.Close()
-	task, err := a.task(p)
-	if err != nil {
-		return nil, err
-	}
-	now, err := a.sensor.Now(p.Key())
-	if err != nil {
-		return nil, err
-	}
-	facts, err := a.facts(ctx, subject{p, &task, now.Credentials, now.CgroupID, a.sensor.Tier()})
-	if err != nil {
-		return nil, err
-	}
-	return facts, p.Still()
+	return r.Facts(), nil
 }
 
 // subject is a process with what the kernel says of it.

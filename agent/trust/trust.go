@@ -16,6 +16,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -71,6 +72,9 @@ func (b *Bundle) Sequence() uint64 {
 	return n
 }
 
+// X509Bundle returns a copy of the X.509 authorities, to verify by.
+func (b *Bundle) X509Bundle() *x509bundle.Bundle { return b.all.X509Bundle() }
+
 // SPIFFE returns a copy of the bundle without the taints.
 func (b *Bundle) SPIFFE() *spiffebundle.Bundle { return b.all.Clone() }
 
@@ -97,12 +101,14 @@ func (b *Bundle) Equal(o *Bundle) bool {
 
 // TaintsChain reports whether a tainted X.509 authority signed a certificate of the chain, or one of them is revoked.
 func (b *Bundle) TaintsChain(chain []*x509.Certificate) bool {
-	if b.revoked != nil && slices.ContainsFunc(chain, b.revoked.has) {
-		return true
-	}
-	return slices.ContainsFunc(b.tainted.X509, func(a *x509.Certificate) bool {
+	return b.Revokes(chain) || slices.ContainsFunc(b.tainted.X509, func(a *x509.Certificate) bool {
 		return slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return signedBy(c, a) })
 	})
+}
+
+// Revokes reports whether one of the certificates is on the trust domain's revocation lists.
+func (b *Bundle) Revokes(chain []*x509.Certificate) bool {
+	return b.revoked != nil && slices.ContainsFunc(chain, b.revoked.has)
 }
 
 // signedBy goes by the key identifiers that both have in everything that SPIFFE's issuers make; where

@@ -21,12 +21,9 @@ import (
 	"github.com/assay-id/assay/agent/trust"
 )
 
-// maxAudience bounds the audiences of one request together, in bytes: they go into the history.
-const maxAudience = 8 << 10
-
 // FetchJWTSVID returns the caller's JWT-SVIDs for an audience, or that of one SPIFFE ID (section 6.2.1).
 func (s *Server) FetchJWTSVID(ctx context.Context, req *pb.JWTSVIDRequest) (*pb.JWTSVIDResponse, error) {
-	audience, err := readAudience(req.Audience)
+	audience, err := delivery.ReadAudience(req.Audience)
 	if err != nil {
 		return nil, err
 	}
@@ -51,23 +48,6 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *pb.JWTSVIDRequest) (*pb.
 		resp.Svids = append(resp.Svids, &pb.JWTSVID{SpiffeId: v.ID.String(), Svid: v.Token, Hint: hints[v.EntryID]})
 	}
 	return answer(ctx, w, resp, list)
-}
-
-// readAudience leaves out empty values, as SPIRE does.
-func readAudience(given []string) (audience []string, _ error) {
-	size := 0
-	for _, a := range given {
-		if size += len(a); a != "" {
-			audience = append(audience, a)
-		}
-	}
-	switch {
-	case len(audience) == 0:
-		return nil, status.Error(codes.InvalidArgument, "audience must be specified")
-	case size > maxAudience || len(audience) > maxAudience/64:
-		return nil, status.Errorf(codes.InvalidArgument, "too many audiences: at most %d, of %d bytes together", maxAudience/64, maxAudience)
-	}
-	return audience, nil
 }
 
 // FetchJWTBundles streams the caller's JWT bundles as JWK Sets, if it has an identity (section 6.2.2).
