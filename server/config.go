@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/observe"
 	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/gate"
@@ -62,6 +63,11 @@ type Config struct {
 	AdminIDs []string `hcl:"admin_ids,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
+	// LogFormat is text (default) or json.
+	LogFormat string `hcl:"log_format,optional"`
+	// Metrics for Prometheus (docs/metrics.md), and Health for probes, over HTTP (default: neither).
+	Metrics *observe.MetricsConfig `hcl:"metrics,block"`
+	Health  *observe.HealthConfig  `hcl:"health,block"`
 
 	// CASubject names the X.509 authorities (default C=US, O=SPIFFE).
 	CASubject *SubjectConfig `hcl:"ca_subject,block"`
@@ -176,6 +182,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
+	}
+	if err := observe.Validate(c.Metrics, c.Health, c.LogFormat); err != nil {
+		return nil, err
 	}
 	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readRevocation, p.readCallers, p.readPolicies} {
 		if err := step(); err != nil {

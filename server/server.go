@@ -21,15 +21,18 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/assay-id/assay/observe"
 	"github.com/assay-id/assay/server/api"
 	"github.com/assay-id/assay/server/attest"
 	"github.com/assay-id/assay/server/ca"
 	"github.com/assay-id/assay/server/entries"
 	"github.com/assay-id/assay/server/federation"
 	"github.com/assay-id/assay/server/keys"
+	"github.com/assay-id/assay/server/metrics"
 	"github.com/assay-id/assay/server/nodes"
 	"github.com/assay-id/assay/server/revocation"
 	"github.com/assay-id/assay/server/store"
@@ -37,10 +40,12 @@ import (
 
 // Server is one server of a trust domain. Make one with New, run it once.
 type Server struct {
-	conf    *prepared
-	log     *slog.Logger
-	level   slog.LevelVar // of log
-	version string
+	conf     *prepared
+	log      *slog.Logger
+	level    slog.LevelVar // of log
+	version  string
+	registry *prometheus.Registry
+	metrics  *metrics.Instruments
 
 	streams *api.Streams
 	store   *store.Store
@@ -61,7 +66,7 @@ type Server struct {
 	continuous *attest.Continuous
 }
 
-// New checks the configuration. Logs go to out, one line of text each.
+// New checks the configuration. Logs go to out, in lines.
 func New(c Config, version string, out io.Writer) (*Server, error) {
 	p, err := c.prepare()
 	if err != nil {
@@ -70,7 +75,8 @@ func New(c Config, version string, out io.Writer) (*Server, error) {
 	s := &Server{conf: p, version: version, streams: api.NewStreams()}
 	s.level.Set(p.level)
 	s.onReady = func() {}
-	s.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: &s.level}))
+	s.log = observe.NewLogger(out, p.LogFormat, &s.level)
+	s.instrument()
 	return s, nil
 }
 
@@ -112,11 +118,16 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, tcp.Close(), admin.Close())
 	}
+	http, err := s.listenHTTP()
+	if err != nil {
+		return errors.Join(err, tcp.Close(), admin.Close(), closeWeb(web))
+	}
 	s.log.Info("server is ready", "version", s.version, "trust_domain", s.conf.trustDomain.Name(), "address", tcp.Addr(),
 		"admin_socket", s.conf.SocketPath, "allow_without_evidence", s.conf.AllowWithoutEvidence)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.api.Serve(ctx, tcp, admin) })
+	group.Go(func() error { return http.Serve(ctx) })
 	group.Go(func() error { s.ca.Run(ctx); return nil })
 	group.Go(func() error { s.svid.run(ctx, s.log); return nil })
 	group.Go(func() error { s.followAuthorities(ctx); return nil })
@@ -214,8 +225,8 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 		return closeAll, err
 	}
 	s.api = api.New(api.Config{
-		TrustDomain: c.trustDomain, Entries: s.entries, Signer: s.ca, Federation: s.federation, Revocations: s.revocations, Nodes: s.nodes, Inventory: s.devices, Continuous: s.continuous, EKRoots: c.ekRoots, Attestors: s.attestors(),
-		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Policies: s.policies, Logger: s.log, Level: &s.level,
+		TrustDomain: c.trustDomain, Entries: s.entries, Signer: countedSigner{s.ca, s.metrics.Signed}, Federation: s.federation, Revocations: s.revocations, Nodes: s.nodes, Inventory: s.devices, Continuous: countedContinuous{s.continuous, s.metrics.Requoted}, EKRoots: c.ekRoots, Attestors: s.attestors(),
+		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Options: s.metrics.Calls.Options(), Policies: s.policies, Logger: s.log, Level: &s.level,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)
@@ -258,6 +269,9 @@ func (s *Server) attestors() []api.Attestor {
 	}
 	if s.conf.JoinToken != nil {
 		as = append(as, &attest.JoinToken{TrustDomain: s.conf.trustDomain, Tokens: s.nodes})
+	}
+	for i, a := range as {
+		as[i] = countedAttestor{a, s.metrics.Attested}
 	}
 	return as
 }

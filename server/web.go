@@ -56,9 +56,7 @@ type webListener struct {
 func (s *Server) listenWeb() (out []webListener, err error) {
 	defer func() {
 		if err != nil {
-			for _, l := range out {
-				err = errors.Join(err, l.Close())
-			}
+			err = errors.Join(err, closeWeb(out))
 		}
 	}()
 	for _, f := range s.conf.web.files {
@@ -97,6 +95,13 @@ func (s *Server) listenWeb() (out []webListener, err error) {
 		out = append(out, webListener{l, s.conf.web.oidc, oidc.New(provider)})
 	}
 	return out, nil
+}
+
+func closeWeb(listeners []webListener) (err error) {
+	for _, l := range listeners {
+		err = errors.Join(err, l.Close())
+	}
+	return err
 }
 
 // oidcKeys are the JWT authorities, also tainted ones: what they signed is valid until it expires or

@@ -134,6 +134,8 @@ type Config struct {
 	AdminIDs []spiffeid.ID
 	Roles    []*gate.Role
 	Limits   gate.Limits
+	// Options of gRPC, for example to count calls. May be empty.
+	Options  []grpc.ServerOption
 	Policies Policies
 	Logger   *slog.Logger
 	// Level is that of Logger, to be changed while the server runs; now it is the one to return to.
@@ -181,7 +183,7 @@ func New(cfg Config) *Server {
 	}
 	s.gate = gate.New(gate.Config{
 		TrustDomain: cfg.TrustDomain, Authorities: s.authorities, ServerSVID: cfg.ServerSVID, Roles: s.roles, AdminIDs: cfg.AdminIDs, Scoped: cfg.Roles, Policy: cfg.Policies.gate(),
-		Limits: cfg.Limits, Weight: weight, Admitted: s.admitted, Revoked: s.revoked,
+		Limits: cfg.Limits, Options: cfg.Options, Weight: weight, Admitted: s.admitted, Revoked: s.revoked,
 		Stopping: func() { s.health.Shutdown(); cfg.Streams.stop() }, Logger: cfg.Logger, Now: cfg.Now,
 	}, s.register)
 	return s
@@ -214,6 +216,9 @@ func weight(req any) int {
 func (s *Server) Serve(ctx context.Context, tcp, unix net.Listener) error {
 	return s.gate.Serve(ctx, tcp, unix)
 }
+
+// Load is how much there is to sign.
+func (s *Server) Load() gate.Load { return s.gate.Load() }
 
 // authorities are those of the trust domain's present bundle.
 func (s *Server) authorities(td spiffeid.TrustDomain) []*x509.Certificate {

@@ -142,3 +142,16 @@ func (w *Streams) NodeChanged(agent spiffeid.ID) {
 		go o.check()
 	}
 }
+
+// Count returns how many agents have an open stream, the feeds among these, and how many of those do not use
+// the trust bundle of this sequence number, or a later one, yet.
+func (w *Streams) Count(sequence uint64) (agents, feeds, behind int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for f := range w.feeds {
+		if f.has < sequence {
+			behind++
+		}
+	}
+	return len(w.byAgent), len(w.feeds), behind
+}

@@ -165,3 +165,19 @@ func later(delay time.Duration, text string) error {
 	}
 	return s.Err()
 }
+
+// Load is how much there is to sign.
+type Load struct {
+	// Mean of one signature; 0 before the first.
+	Mean time.Duration
+	// Calls that wait for their turn, and the Signatures that they are for.
+	Calls, Signatures int
+}
+
+// Load returns the present one.
+func (g *Gate) Load() Load {
+	c := &g.capacity
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Load{c.mean, c.calls, c.behind}
+}

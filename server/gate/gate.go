@@ -52,6 +52,8 @@ type Config struct {
 	Admitted func(ctx context.Context, c Caller, denied error) error
 	// Revoked reports whether a client's certificate is; who holds it is then nobody in particular.
 	Revoked func(cert *x509.Certificate) bool
+	// Options of gRPC that come before the gate's own, for example to count calls. May be empty.
+	Options []grpc.ServerOption
 	// Stopping is called once, before the calls that are running get their time to finish.
 	Stopping func()
 	Logger   *slog.Logger
@@ -79,7 +81,7 @@ const (
 // New makes a gate before the services that register adds; Serve opens it.
 func New(cfg Config, register func(tcp, unix grpc.ServiceRegistrar)) *Gate {
 	g := &Gate{cfg: cfg, limits: limitsOf(cfg.Limits, cfg.Now), capacity: capacity{processors: runtime.GOMAXPROCS(0)}}
-	guards := []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec()), grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream)}
+	guards := append(slices.Clip(cfg.Options), grpc.ForceServerCodecV2(newCodec()), grpc.ChainUnaryInterceptor(g.guardUnary), grpc.ChainStreamInterceptor(g.guardStream))
 	g.unix = grpc.NewServer(append(slices.Clone(guards), grpc.Creds(socketCredentials{}), grpc.MaxRecvMsgSize(maxFromOperators))...)
 	g.tcp = grpc.NewServer(append(guards,
 		grpc.Creds(newHandshakes(credentials.NewTLS(g.tlsConfig()), runtime.GOMAXPROCS(0))), grpc.ConnectionTimeout(handshakeTimeout),

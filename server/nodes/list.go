@@ -104,3 +104,10 @@ func (r *Registry) Count(f Filter) (int, error) {
 	nodes, _, err := r.List(f, 0, "")
 	return len(nodes), err
 }
+
+// Standings returns how many nodes there are in each state.
+func (r *Registry) Standings() map[string]int {
+	out := map[string]int{string(StatePending): 0, string(StateAdmitted): 0, string(StateSuspended): 0, string(StateBanned): 0}
+	r.nodes.all(func(n *Node) bool { out[string(n.State)]++; return false })
+	return out
+}
