@@ -21,7 +21,7 @@ func (a *app) agentClient() (adminpb.AgentAdminClient, func(), error) {
 }
 
 func (a *app) agent() *cobra.Command {
-	return cli.Group("agent", "The agent of this node", a.history(), &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Group("agent", "The agent of this node", a.health("agent", &a.AgentSocket), profile("agent", &a.AgentSocket), a.history(), &cobra.Command{Use: "status", Short: "Tells how the agent is, and on which kernel hooks it stands", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		client, done, err := a.agentClient()
 		if err != nil {
 			return err

@@ -46,7 +46,7 @@ func (a *app) token() *cobra.Command {
 }
 
 func (a *app) server() *cobra.Command {
-	return cli.Group("server", "The server", &cobra.Command{Use: "status", Short: "Tells how the server is", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Group("server", "The server", a.health("server", &a.ServerSocket), profile("server", &a.ServerSocket), &cobra.Command{Use: "status", Short: "Tells how the server is", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		return a.OnServer(func(conn *grpc.ClientConn) error {
 			info, err := debugv1.NewDebugClient(conn).GetInfo(c.Context(), &debugv1.GetInfoRequest{})
 			if err != nil {
