@@ -113,7 +113,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
 		Attestor: attestor, History: a.history, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
-	a.svids = svids.New(countedSigner{a.server, a.metrics.Signed}, a.log, time.Now)
+	a.svids = svids.New(svids.Config{Signer: countedSigner{a.server, a.metrics.Signed}, KeyType: a.conf.keyType, Alive: a.runs, Logger: a.log, Now: time.Now})
 	a.server.SetSink(a.svids)
 	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()
@@ -164,7 +164,12 @@ func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener, ht
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
 	group.Go(func() error { return http.Serve(ctx) })
-	group.Go(func() error { return clock.Watch(ctx, a.server.ClockSet) })
+	group.Go(func() error {
+		return clock.Watch(ctx, func() {
+			a.server.ClockSet()
+			a.svids.ClockSet()
+		})
+	})
 	if a.sensor != nil {
 		group.Go(func() error { return a.followEvents(ctx, faces) })
 	}
@@ -185,10 +190,14 @@ func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener, ht
 
 func (a *Agent) followEvents(ctx context.Context, faces []*face) error {
 	refused := refusals{tasks: a.sensor, log: a.log, now: time.Now}
+	early := a.prefetch(ctx)
 	return a.sensor.Events(ctx, func(e record.Event) {
-		if e.Kind == record.EventRefused {
+		switch e.Kind {
+		case record.EventRefused:
 			refused.report(e)
 			return
+		case record.EventExec:
+			early(e.Process)
 		}
 		for _, f := range faces {
 			f.listener.Notify(e)

@@ -58,6 +58,9 @@ type Config struct {
 	// AllowedForeignJWTClaims are claims of other trust domains' JWT-SVIDs that ValidateJWTSVID returns
 	// beside sub, aud and exp.
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims,optional"`
+	// WorkloadX509SVIDKeyType is what the keys of X.509-SVIDs are where the entry does not say: ec-p256 (default), ec-p384,
+	// rsa-2048 or rsa-4096.
+	WorkloadX509SVIDKeyType string `hcl:"workload_x509_svid_key_type,optional"`
 	// LogLevel is debug, info, warn or error (default info).
 	LogLevel string `hcl:"log_level,optional"`
 	// LogFormat is text (default) or json.
@@ -140,6 +143,7 @@ type prepared struct {
 	bootstrap   *spiffebundle.Bundle
 	tier        selectors.Tier
 	level       slog.Level
+	keyType     selectors.KeyType
 	sockets     []*socket
 }
 
@@ -183,6 +187,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if p.tier == selectors.TierT3 && (c.Protect || c.KernelDigests || len(c.ConnectFrom) > 0) {
 		return nil, errors.New("protect, kernel_digests and connect_from are done by the kernel sensor, and minimum_tier = \"t3\" lets the agent run without it: remove them, or set minimum_tier = \"t1\"")
+	}
+	if p.keyType, err = selectors.ParseKeyType(c.WorkloadX509SVIDKeyType); err != nil {
+		return nil, fmt.Errorf("workload_x509_svid_key_type: %w", err)
 	}
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)

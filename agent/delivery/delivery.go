@@ -55,7 +55,7 @@ type SVIDs interface {
 	WIT(ctx context.Context, c svids.Caller, entries []*selectors.Entry) ([]*svids.SVID, error)
 	// Bundles returns our trust domain's, and after it those that the entries federate with.
 	Bundles(entries []*selectors.Entry) []*trust.Bundle
-	Subscribe(set selectors.Set) *svids.Subscription
+	Subscribe(c svids.Caller) *svids.Subscription
 }
 
 // History keeps who received what (agent/history).

@@ -32,7 +32,7 @@ const sendTimeout = 30 * time.Second
 // the one that was attested, or ctx ends. The workload is checked before each message, so nothing
 // reaches a connection that changed hands. Only the newest is sent: what changes while the client does not read is not kept.
 func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
-	sub := s.desk.cfg.SVIDs.Subscribe(s.Selectors())
+	sub := s.desk.cfg.SVIDs.Subscribe(s)
 	defer sub.Close()
 	var last M
 	for {

@@ -60,7 +60,7 @@ func New(t testing.TB) *Fixture {
 	f := &Fixture{Signer: &Signer{Key: key}, Memory: delivery.NewMemory(), Workload: &Workload{Exit: make(chan struct{}), Change: make(chan struct{}),
 		set: selectors.NewSet(selectors.Selector{Type: "unix", Value: "uid:1"}, selectors.Selector{Type: "unix", Value: "gid:1"})}}
 	log := slog.New(slog.NewTextHandler(f, nil))
-	f.Manager = svids.New(f.Signer, log, time.Now)
+	f.Manager = svids.New(svids.Config{Signer: f.Signer, Logger: log, Now: time.Now})
 	f.Desk = delivery.New(delivery.Config{Attest: func(context.Context) (delivery.Workload, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

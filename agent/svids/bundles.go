@@ -90,7 +90,7 @@ func (m *Manager) replaceTainted() {
 		case key.kind == JWT:
 			m.drop(key, s)
 		default:
-			m.schedule(key, s, rand.N(taintSpread))
+			m.schedule(s, m.now().Add(rand.N(taintSpread)))
 		}
 	}
 }
@@ -109,19 +109,25 @@ func (m *Manager) taints(s *SVID) bool {
 
 // Subscription wakes a listener whenever the Manager may answer differently.
 type Subscription struct {
-	m    *Manager
-	set  selectors.Set
-	wake chan struct{}
-	seen uint64 // the bundles' version that it has shown
+	m       *Manager
+	set     selectors.Set
+	process selectors.ProcessKey
+	wake    chan struct{}
+	seen    uint64 // the bundles' version that it has shown
 }
 
-// Subscribe starts to listen on behalf of a process with the given selectors. Close it.
-func (m *Manager) Subscribe(set selectors.Set) *Subscription {
+// Subscribe starts to listen on behalf of a process. Close it.
+func (m *Manager) Subscribe(c Caller) *Subscription {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := &Subscription{m: m, set: set, wake: make(chan struct{}, 1), seen: m.version}
+	s := &Subscription{m: m, set: c.Selectors(), process: c.Facts().Process, wake: make(chan struct{}, 1), seen: m.version}
 	m.subs[s] = struct{}{}
 	return s
+}
+
+// of reports whether it listens on behalf of the process; zero is any.
+func (s *Subscription) of(p selectors.ProcessKey) bool {
+	return p == selectors.ProcessKey{} || p == s.process
 }
 
 // C receives after a change; several changes may be one receive.

@@ -3,11 +3,14 @@
 package svids
 
 import (
+	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
 
@@ -16,7 +19,12 @@ func TestPerProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t)
 		s.perProcess.Store(true)
-		m := manager(s, entry("a", 0))
+		var alive atomic.Uint64 // 0: all
+		m := New(Config{Signer: s, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Alive: func(p selectors.ProcessKey) bool {
+			return alive.Load() == 0 || alive.Load() == p.ExecID
+		}})
+		m.Trust(trust.Change{Own: bundle(trust.Tainted{})})
+		m.Entries(true, []*selectors.Entry{entry("a", 0)}, nil, 1)
 		of := func(exec uint64, set selectors.Set) *process {
 			return &process{selectors.Facts{Process: selectors.ProcessKey{ExecID: exec}}, set}
 		}
@@ -52,12 +60,15 @@ func TestPerProcess(t *testing.T) {
 		if n := s.signed.Load() - before; n != 10 {
 			t.Errorf("signed %d times for 10 processes", n)
 		}
-		// Without listeners they end with their time; with one, it is woken.
-		listener := m.Subscribe(set)
-		time.Sleep(40 * time.Minute)
+		// Only its own listener is woken and renews; those without one are dropped, as in TestGrace.
+		listener := m.Subscribe(one)
+		other := m.Subscribe(of(99, set))
+		woken(listener)
+		woken(other)
+		time.Sleep(34 * time.Minute)
 		synctest.Wait()
-		if !woken(listener) {
-			t.Error("nobody is told that it is time to renew")
+		if !woken(listener) || woken(other) {
+			t.Error("the wrong one is told that it is time to renew")
 		}
 		renewed := get(one, X509)
 		time.Sleep(25 * time.Minute)
@@ -66,12 +77,35 @@ func TestPerProcess(t *testing.T) {
 			t.Errorf("%d SVIDs are held for one process", n)
 		}
 		listener.Close()
+		other.Close()
 		// The server no longer says so.
 		s.perProcess.Store(false)
 		m.Entries(true, []*selectors.Entry{entry("b", 1)}, nil, 3)
 		if get(one, X509) != get(two, X509) {
 			t.Error("not shared")
 		}
-		m.Entries(true, nil, nil, 4)
+		// The entry does.
+		e := entry("b", 2)
+		e.Options.PerProcess = true
+		m.Entries(true, []*selectors.Entry{e}, nil, 4)
+		if a, b := get(one, X509), get(two, X509); a == b || a.EntryRevision != 2 || b.EntryRevision != 2 {
+			t.Error("shared")
+		}
+		// It has exited.
+		alive.Store(2)
+		time.Sleep(2 * tick)
+		if m.State().SVIDs != 1 {
+			t.Errorf("%d SVIDs are held for one living process", m.State().SVIDs)
+		}
+		// And no longer.
+		m.Entries(true, []*selectors.Entry{entry("b", 3)}, nil, 5)
+		if a, b := get(one, X509), get(two, X509); a != b {
+			t.Error("not shared")
+		}
+		time.Sleep(2 * tick)
+		if m.State().SVIDs != 1 {
+			t.Error("the SVID of a process is kept beside the shared one")
+		}
+		m.Entries(true, nil, nil, 6)
 	})
 }

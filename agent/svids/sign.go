@@ -4,8 +4,6 @@ package svids
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -16,8 +14,8 @@ import (
 	"net/url"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/agent/keys"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
@@ -38,24 +36,34 @@ func refused(err error) bool {
 	return errors.As(err, &r) && r.Refused()
 }
 
-func (m *Manager) sign(ctx context.Context, c Caller, e *selectors.Entry, kind Kind, audience []string) (*SVID, error) {
-	svid := &SVID{Kind: kind, EntryID: e.ID, EntryRevision: e.Revision, ID: e.SPIFFEID, Audience: audience}
-	switch kind {
+// request is one SVID that is asked for.
+type request struct {
+	kind     Kind
+	entry    *selectors.Entry
+	caller   Caller
+	audience []string
+	renews   bool // a good one is there; it counts in Manager.renewing
+}
+
+func (m *Manager) sign(ctx context.Context, r *request) (*SVID, error) {
+	e, facts := r.entry, r.caller.Facts()
+	svid := &SVID{Kind: r.kind, EntryID: e.ID, EntryRevision: e.Revision, ID: e.SPIFFEID, Audience: r.audience}
+	switch r.kind {
 	case JWT:
-		return svid.signed(m.signer.SignJWTSVID(ctx, e, audience, c.Facts()))
+		return svid.signed(m.signer.SignJWTSVID(ctx, e, r.audience, facts))
 	case WIT:
-		key, public, err := makeWITKey()
+		key, public, err := m.makeWITKey()
 		if err != nil {
 			return nil, err
 		}
 		svid.Key = key
-		return svid.signed(m.signer.SignWITSVID(ctx, e, public, string(jose.ES256), c.Facts()))
+		return svid.signed(m.signer.SignWITSVID(ctx, e, public, string(jose.ES256), facts))
 	}
-	key, csr, err := makeX509Key(e.SPIFFEID)
+	key, csr, err := m.makeX509Key(e)
 	if err != nil {
 		return nil, err
 	}
-	chain, perProcess, err := m.signer.SignX509SVID(ctx, e, csr, c.Facts())
+	chain, perProcess, err := m.signer.SignX509SVID(ctx, e, csr, facts)
 	if err != nil {
 		return nil, err
 	}
@@ -78,18 +86,22 @@ func (s *SVID) signed(t trust.Token, err error) (*SVID, error) {
 	return s, nil
 }
 
-// makeX509Key returns a new P-256 key as PKCS#8 and a CSR for the entry signed by it.
-func makeX509Key(id spiffeid.ID) (pkcs8, csr []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make SVID key: %w", err)
+// makeX509Key returns a new key of the entry's type as PKCS#8 and a CSR for the entry signed by it.
+func (m *Manager) makeX509Key(e *selectors.Entry) (pkcs8, csr []byte, err error) {
+	kind := e.Options.KeyType
+	if kind == selectors.KeyDefault {
+		kind = m.keyType
 	}
-	if pkcs8, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
-		return nil, nil, fmt.Errorf("encode SVID key: %w", err)
+	key, err := m.keys.Take(kind)
+	if err != nil {
+		return nil, nil, err
+	}
+	if pkcs8, err = keys.PKCS8(key); err != nil {
+		return nil, nil, err
 	}
 	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
-		URIs:    []*url.URL{id.URL()},
+		URIs:    []*url.URL{e.SPIFFEID.URL()},
 	}, key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make CSR: %w", err)
@@ -98,14 +110,16 @@ func makeX509Key(id spiffeid.ID) (pkcs8, csr []byte, err error) {
 }
 
 // makeWITKey returns a new P-256 key as a JWK (SPIFFE Workload API, section 7.1) and its public part, PKIX DER.
-func makeWITKey() (jwk, public []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+func (m *Manager) makeWITKey() (jwk, public []byte, err error) {
+	key, err := m.keys.Take(selectors.KeyECP256)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make WIT key: %w", err)
+		return nil, nil, err
 	}
-	if public, err = x509.MarshalPKIXPublicKey(&key.PublicKey); err != nil {
+	if public, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
 		return nil, nil, fmt.Errorf("encode WIT key: %w", err)
 	}
-	jwk, err = jose.JSONWebKey{Key: key, Algorithm: string(jose.ES256)}.MarshalJSON()
-	return jwk, public, err
+	if jwk, err = (jose.JSONWebKey{Key: key, Algorithm: string(jose.ES256)}).MarshalJSON(); err != nil {
+		return nil, nil, fmt.Errorf("encode WIT key: %w", err)
+	}
+	return keys.Secret(jwk), public, nil
 }

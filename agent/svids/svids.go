@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package svids holds the identities of this node's workloads: it knows the entries and the bundles that
-// the server pushed, makes keys, has SVIDs signed when a workload first asks, renews them at half life for
-// as long as a workload listens, replaces at once those that a tainted authority signed, and tells
-// listeners when anything that they would see has changed.
+// the server pushed, has SVIDs signed when a workload first asks (or, where the entry wants it, when its program is
+// executed), renews them at half life for as long as a workload listens, replaces at once those that a tainted
+// authority signed, forgets those that nobody needs, and tells listeners when anything that they would see has changed.
 //
 // An SVID is asked for with the facts of the process that wants it, because the server signs
 // on evidence. A renewal uses the facts of a process that listens at that moment.
 //
-//	X.509, WIT   one for each entry, shared by its workloads, renewed for those who listen
+//	X.509, WIT   one for each entry, shared by its workloads, renewed for those who listen; where the entry or the
+//	             server's policy says so, one for each process and image, and gone with it
 //	JWT          one for each entry, audience and process; of the last maxTokens that were asked for
+//
+// Times of certificates are of the wall clock, which jumps; waiting is of the monotonic clock, which stops while the machine
+// sleeps. So one timer wakes the Manager now and then, and ClockSet at once, to compare (renew.go).
 package svids
 
 import (
@@ -22,6 +26,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/agent/keys"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
@@ -60,24 +65,43 @@ type SVID struct {
 	perProcess bool   // the server's policy said yes to one process
 }
 
+// Config is what a Manager needs.
+type Config struct {
+	Signer Signer
+	// KeyType of X.509-SVIDs whose entries leave it to the agent; zero is P-256.
+	KeyType selectors.KeyType
+	// Alive reports whether the process lives and still runs the image. It may be nil: then SVIDs of one process are kept
+	// for the grace after it has exited.
+	Alive  func(selectors.ProcessKey) bool
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
 // Manager is the node's SVIDs. Make one with New. It is safe for concurrent use.
 type Manager struct {
-	signer Signer
-	log    *slog.Logger
-	now    func() time.Time
+	signer  Signer
+	keyType selectors.KeyType
+	alive   func(selectors.ProcessKey) bool
+	log     *slog.Logger
+	now     func() time.Time
+	keys    keys.Pool
 
-	mu      sync.Mutex
-	index   selectors.Index
-	own     *trust.Bundle // nil before the first
-	foreign map[spiffeid.TrustDomain]*trust.Bundle
-	version uint64        // of the bundles
-	settled chan struct{} // closed when behind is 0
-	behind  int           // listeners that have not shown that they have this version
-	cache   map[slotKey]*slot
-	// apart are the slots, without a process, that the server's policy had us keep by process.
-	apart    map[slotKey]bool
-	tokens   list.List // the JWT slots' keys, least recently used last
+	mu       sync.Mutex
+	index    selectors.Index
+	programs map[string]int // that are expected, by how many entries
+	own      *trust.Bundle  // nil before the first
+	foreign  map[spiffeid.TrustDomain]*trust.Bundle
+	version  uint64        // of the bundles
+	settled  chan struct{} // closed when behind is 0
+	behind   int           // listeners that have not shown that they have this version
+	cache    map[slotKey]*slot
+	apart    map[slotKey]bool // the slots, without a process, that the server's policy had us keep by process
+	tokens   list.List        // the JWT slots' keys, least recently used last
 	subs     map[*Subscription]struct{}
+	timer    *time.Timer // of look
+	next     time.Time   // when it looks
+	renewing int
+	failing  Failing
 	revision int64
 	synced   time.Time
 	ready    chan struct{}
@@ -85,10 +109,12 @@ type Manager struct {
 }
 
 // New returns a Manager that knows nothing yet; feed it through Entries and Trust.
-func New(signer Signer, log *slog.Logger, now func() time.Time) *Manager {
-	m := &Manager{signer: signer, log: log, now: now, cache: map[slotKey]*slot{}, apart: map[slotKey]bool{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
+func New(c Config) *Manager {
+	m := &Manager{signer: c.Signer, keyType: cmp.Or(c.KeyType, selectors.KeyECP256), alive: c.Alive, log: c.Logger, now: c.Now,
+		programs: map[string]int{}, cache: map[slotKey]*slot{}, apart: map[slotKey]bool{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
 		subs: map[*Subscription]struct{}{}, ready: make(chan struct{}), settled: make(chan struct{})}
 	close(m.settled)
+	m.keys.Expect(m.keyType)
 	return m
 }
 
@@ -116,6 +142,7 @@ func (m *Manager) Entries(full bool, changed []*selectors.Entry, removed []strin
 		if old := m.index.Get(id); old != nil {
 			touched = append(touched, old.SelectorSet())
 			m.index.Delete(id)
+			m.count(old, -1)
 		}
 	}
 	m.forget(removed)
@@ -126,9 +153,11 @@ func (m *Manager) Entries(full bool, changed []*selectors.Entry, removed []strin
 		}
 		if old != nil {
 			touched = append(touched, old.SelectorSet())
+			m.count(old, -1)
 		}
 		touched = append(touched, e.SelectorSet())
 		m.index.Put(e)
+		m.count(e, 1)
 	}
 	m.revision, m.synced = revision, m.now()
 	for s := range m.subs {
@@ -193,22 +222,26 @@ func (m *Manager) Nearest(set selectors.Set, n int) []selectors.Near {
 	return m.index.Nearest(set, n)
 }
 
-// State is the Manager's size and age, for status.
+// State is the Manager's size and age, and whether it can do its work, for status.
 type State struct {
 	Entries, SVIDs, Subscriptions int
 	Revision                      int64
 	Synced                        time.Time
+	Failing                       Failing
 }
 
-// State returns the Manager's size and age.
+// State returns how the Manager is.
 func (m *Manager) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := 0
+	st := State{Entries: m.index.Len(), Subscriptions: len(m.subs), Revision: m.revision, Synced: m.synced, Failing: m.failing}
 	for _, s := range m.cache {
 		if s.svid != nil {
-			n++
+			st.SVIDs++
+		}
+		if next := &st.Failing.Next; !st.Failing.Since.IsZero() && s.tries > 0 && (next.IsZero() || s.retry.Before(*next)) {
+			*next = s.retry
 		}
 	}
-	return State{m.index.Len(), n, len(m.subs), m.revision, m.synced}
+	return st
 }

@@ -111,7 +111,7 @@ func entry(id string, revision int64) *selectors.Entry {
 }
 
 func manager(s Signer, entries ...*selectors.Entry) *Manager {
-	m := New(s, slog.New(slog.DiscardHandler), time.Now)
+	m := New(Config{Signer: s, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 	m.Trust(trust.Change{Own: bundle(trust.Tainted{})})
 	m.Entries(true, entries, nil, 1)
 	return m
@@ -176,7 +176,7 @@ func TestSignsOnceForManyCallers(t *testing.T) {
 
 func TestChangesReachOnlyWhoTheyConcern(t *testing.T) {
 	m := manager(newServer(t), entry("a", 0))
-	mine, other := m.Subscribe(set), m.Subscribe(set[1:])
+	mine, other := m.Subscribe(&process{set: set}), m.Subscribe(&process{set: set[1:]})
 	for _, c := range []struct {
 		what           string
 		change         func()
@@ -212,6 +212,8 @@ func TestServerAwayAndServerSaysNo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t)
 		m := manager(s, entry("a", 0))
+		sub := m.Subscribe(&process{set: set})
+		defer sub.Close()
 		first := fetch(t, m)[0]
 		s.fail(errors.New("connection refused"))
 		time.Sleep(40 * time.Minute) // past half life
@@ -236,7 +238,7 @@ func TestRenewsForListenersAndDropsWithoutThem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t)
 		m := manager(s, entry("a", 0))
-		sub := m.Subscribe(set)
+		sub := m.Subscribe(&process{set: set})
 		first := fetch(t, m)[0]
 		woken(sub) // of the first issue
 		time.Sleep(34 * time.Minute)

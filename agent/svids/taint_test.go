@@ -42,7 +42,7 @@ func TestTaint(t *testing.T) {
 		s := newServer(t)
 		old := s.becomes(t, 1, "old")
 		m := manager(s, entry("a", 0))
-		sub := m.Subscribe(set)
+		sub := m.Subscribe(&process{set: set})
 		defer sub.Close()
 		x := fetch(t, m)[0]
 		wit, err := m.WIT(t.Context(), pid(1), m.Match(set))
@@ -56,7 +56,7 @@ func TestTaint(t *testing.T) {
 			t.Error("a token by a tainted authority was handed out")
 		}
 		woken(sub)
-		time.Sleep(taintSpread)
+		time.Sleep(taintSpread + granule)
 		synctest.Wait()
 		if !woken(sub) {
 			t.Fatal("nobody was woken")
@@ -83,7 +83,7 @@ func TestTaintThatTheServerDoesNotKnow(t *testing.T) {
 		s := newServer(t)
 		old := s.becomes(t, 1, "old")
 		m := manager(s, entry("a", 0))
-		sub := m.Subscribe(set)
+		sub := m.Subscribe(&process{set: set})
 		defer sub.Close()
 		done := make(chan struct{})
 		go func() { // a stream
@@ -132,7 +132,7 @@ func TestBundlesSettle(t *testing.T) {
 	if !settled(change("1")) {
 		t.Error("nobody listens, and it does not settle")
 	}
-	a, b := m.Subscribe(set), m.Subscribe(set)
+	a, b := m.Subscribe(&process{set: set}), m.Subscribe(&process{set: set})
 	before := a.Version()
 	first := change("2")
 	a.Has(before)
@@ -141,7 +141,7 @@ func TestBundlesSettle(t *testing.T) {
 		t.Error("settled before the second one has it")
 	}
 	a.Has(a.Version()) // once more
-	late := m.Subscribe(set)
+	late := m.Subscribe(&process{set: set})
 	if settled(first) {
 		t.Error("settled by one twice")
 	}
@@ -182,7 +182,7 @@ func TestFederatedBundles(t *testing.T) {
 		return out
 	}
 	one, two, three := foreign("one.test"), foreign("two.test"), foreign("three.test")
-	sub := m.Subscribe(set)
+	sub := m.Subscribe(&process{set: set})
 	defer sub.Close()
 	for i, c := range []struct {
 		change trust.Change

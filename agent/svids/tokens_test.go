@@ -129,6 +129,7 @@ func TestTokensRenewedAtHalfLife(t *testing.T) {
 			t.Errorf("a process that changed got the token of before: %v", got)
 		}
 		s.fail(nil)
+		time.Sleep(4 * retryAfter) // two failed
 		if p.jwt(t, m, "x") == first {
 			t.Error("not renewed after half its life")
 		}
@@ -144,7 +145,7 @@ func TestTokensRenewedAtHalfLife(t *testing.T) {
 func TestWIT(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := manager(newServer(t), entry("a", 0))
-		sub := m.Subscribe(set)
+		sub := m.Subscribe(&process{set: set})
 		defer sub.Close()
 		get := func() *SVID {
 			list, err := m.WIT(t.Context(), pid(1), m.Match(set))
