@@ -7,8 +7,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,7 @@ import (
 // process sent; bytes of another process end the connection.
 type Conn struct {
 	*net.UnixConn
+	raw    syscall.RawConn
 	binder Binder
 	log    *slog.Logger
 
@@ -46,6 +49,10 @@ type oob [32]byte
 // newConn binds the connection to who connected. Its error is that it has no place among the connections; it is closed then.
 func newConn(c *net.UnixConn, cfg *Config, callers *callers) (*Conn, error) {
 	conn := &Conn{UnixConn: c, binder: cfg.Binder, callers: callers, log: cfg.Logger, writeTimeout: writeTimeout}
+	var err error
+	if conn.raw, err = c.SyscallConn(); err != nil {
+		return conn, errors.Join(err, c.Close())
+	}
 	r := conn.bind()
 	if r != nil {
 		conn.refusal.Store(r)
@@ -128,11 +135,7 @@ func (c *Conn) wantSenders() (err error) {
 }
 
 func (c *Conn) withFD(f func(fd int)) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
+	return c.raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
 // Caller returns who connected, or the *Refusal.
@@ -181,10 +184,37 @@ const (
 
 // Write writes. A caller who does not read for 30 s loses the connection, so that what is meant for him is not held for ever.
 func (c *Conn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
-		return 0, err
+	n, full, err := c.writeNow(p)
+	if err != nil || !full {
+		return n, err
 	}
-	return c.UnixConn.Write(p)
+	if err := c.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
+		return n, err
+	}
+	more, err := c.UnixConn.Write(p[n:])
+	return n + more, err
+}
+
+// writeNow writes what there is room for, which is nearly always all; full says that it was not. That spares a timer.
+func (c *Conn) writeNow(p []byte) (n int, full bool, err error) {
+	var errWrite error
+	errControl := c.withFD(func(fd int) {
+		for {
+			n, errWrite = unix.Write(fd, p) // Go's sockets do not block
+			if !errors.Is(errWrite, unix.EINTR) {
+				return
+			}
+		}
+	})
+	switch {
+	case errControl != nil:
+		return 0, false, errControl
+	case errors.Is(errWrite, unix.EAGAIN):
+		return 0, true, nil
+	case errWrite != nil:
+		return 0, false, os.NewSyscallError("write", errWrite)
+	}
+	return n, n < len(p), nil
 }
 
 // judgeSender compares the sender that the kernel stamped on a message with the owner.

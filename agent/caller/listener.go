@@ -180,7 +180,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		conn, err := newConn(c, &l.cfg, &l.callers)
 		if err != nil {
 			l.crowded.Do(func() {
-				l.cfg.Logger.Warn("workload connection closed: too many are open", "uid", conn.who.UID, "cgroup", conn.who.Cgroup, "limit", err)
+				l.cfg.Logger.Warn("workload connection closed: there is no room for it", "uid", conn.who.UID, "cgroup", conn.who.Cgroup, "reason", err)
 			})
 			continue
 		}
