@@ -12,11 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +26,9 @@ import (
 	"github.com/assay-id/assay/agent/clock"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/agent/limits"
 	"github.com/assay-id/assay/agent/metrics"
+	"github.com/assay-id/assay/agent/operate"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/bpf"
@@ -44,6 +43,7 @@ type Agent struct {
 	conf    *prepared
 	version string
 	log     *slog.Logger
+	level   slog.LevelVar
 
 	evidence evidence
 	sensor   *bpf.Sensor // nil at T3, and blind says why
@@ -54,6 +54,7 @@ type Agent struct {
 	history  *history.Log
 	memory   *delivery.Memory
 	streams  atomic.Int32
+	turns    *limits.Turns // of attestations
 	registry *prometheus.Registry
 	metrics  *metrics.Instruments
 	onReady  func()
@@ -72,8 +73,9 @@ func New(c Config, version string, out io.Writer) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := observe.NewLogger(out, p.LogFormat, p.level)
-	a := &Agent{conf: p, version: version, log: log, onReady: func() {}, memory: delivery.NewMemory()}
+	a := &Agent{conf: p, version: version, onReady: func() {}, memory: delivery.NewMemory()}
+	a.level.Set(p.level)
+	a.log = observe.NewLogger(out, p.LogFormat, &a.level)
 	a.instrument()
 	return a, nil
 }
@@ -122,15 +124,15 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	admin, err := listenAdmin(a.conf.AdminSocketPath)
+	others, err := a.listenOthers(ctx)
 	if err != nil {
 		return errors.Join(err, closeFaces(faces))
 	}
 	http, err := a.listenHTTP()
 	if err != nil {
-		return errors.Join(err, closeFaces(faces), admin.Close())
+		return errors.Join(err, closeFaces(faces), closeServed(others))
 	}
-	return a.serve(ctx, faces, admin, http)
+	return a.serve(ctx, faces, others, http)
 }
 
 // findEvidence loads the sensor. Without one it goes on at T3 where minimum_tier allows that by name.
@@ -153,12 +155,26 @@ func (a *Agent) findEvidence() (err error) {
 	return nil
 }
 
-func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener, http *observe.Endpoints) error {
+// listenOthers opens what is not for workloads: the admin socket, for root alone, and what brokers reach.
+func (a *Agent) listenOthers(ctx context.Context) ([]served, error) {
+	admin, err := listenUnix("admin_socket_path", a.conf.AdminSocketPath, 0o700, nil)
+	if err != nil {
+		return nil, err
+	}
 	operators := grpc.NewServer()
 	adminpb.RegisterAgentAdminServer(operators, &adminServer{a: a})
-	servers := map[*grpc.Server]net.Listener{operators: admin}
+	operate.Register(operators, operate.Config{Identity: a.server, Counts: a.svids.Counts, Started: time.Now(), Level: &a.level, Launch: a.conf.level, Logger: a.log, Now: time.Now})
+	list := []served{{operators, admin}}
+	brokers, err := a.listenBrokers(ctx)
+	if err != nil {
+		return nil, errors.Join(err, closeServed(list))
+	}
+	return append(list, brokers...), nil
+}
+
+func (a *Agent) serve(ctx context.Context, faces []*face, servers []served, http *observe.Endpoints) error {
 	for _, f := range faces {
-		servers[f.server] = f.listener
+		servers = append(servers, served{f.server, f.listener})
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -173,11 +189,11 @@ func (a *Agent) serve(ctx context.Context, faces []*face, admin net.Listener, ht
 	if a.sensor != nil {
 		group.Go(func() error { return a.followEvents(ctx, faces) })
 	}
-	for server, l := range servers {
-		group.Go(func() error { return server.Serve(l) })
+	for _, s := range servers {
+		group.Go(func() error { return s.server.Serve(s.listener) })
 		group.Go(func() error {
 			<-ctx.Done()
-			server.Stop()
+			s.server.Stop()
 			return nil
 		})
 	}
@@ -203,23 +219,4 @@ func (a *Agent) followEvents(ctx context.Context, faces []*face) error {
 			f.listener.Notify(e)
 		}
 	})
-}
-
-// listenAdmin opens the admin socket for root alone. The Workload API's socket is already
-// ours, so a file that is left here belongs to an agent that is gone.
-func listenAdmin(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("admin_socket_path: %w", err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("admin_socket_path: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("admin_socket_path: %w", err)
-	}
-	if err := os.Chmod(path, 0o700); err != nil {
-		return nil, errors.Join(fmt.Errorf("admin_socket_path: %w", err), l.Close())
-	}
-	return l, nil
 }

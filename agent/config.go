@@ -76,6 +76,9 @@ type Config struct {
 	// SDS is Envoy's Secret Discovery Service on the Workload API's socket; on by default.
 	SDS *SDSConfig `hcl:"sds,block"`
 
+	// Broker is the SPIFFE Broker API; without the block there is none.
+	Broker *BrokerConfig `hcl:"broker,block"`
+
 	// Exactly one of these says how the node proves which one it is.
 	TPM       *TPMConfig       `hcl:"tpm,block"`
 	JoinToken *JoinTokenConfig `hcl:"join_token,block"`
@@ -145,6 +148,7 @@ type prepared struct {
 	level       slog.Level
 	keyType     selectors.KeyType
 	sockets     []*socket
+	brokers     *brokers // nil: there are none
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.
@@ -198,6 +202,9 @@ func (c Config) prepare() (*prepared, error) {
 		return nil, err
 	}
 	if err := p.prepareSockets(); err != nil {
+		return nil, err
+	}
+	if err := p.prepareBrokers(); err != nil {
 		return nil, err
 	}
 	if err := p.Limits.prepare(); err != nil {

@@ -16,10 +16,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/assay-id/assay/agent/caller"
+	"github.com/assay-id/assay/agent/delegated"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/limits"
 	"github.com/assay-id/assay/agent/sds"
 	"github.com/assay-id/assay/agent/workloadapi"
+	"github.com/assay-id/assay/selectors"
 )
 
 // face is what workloads see behind one socket.
@@ -42,7 +44,7 @@ func (a *Agent) listen(ctx context.Context) (faces []*face, err error) {
 	l := a.conf.Limits
 	connections := limits.NewCount(l.Connections, l.ConnectionsPerCaller)
 	bounds := delivery.NewLimits(caller.Who, limits.NewCount(l.Streams, l.StreamsPerCaller), l.rates(time.Now), a.log)
-	turns := limits.NewTurns(attestAtATime, max(2, runtime.GOMAXPROCS(0)/2))
+	a.turns = limits.NewTurns(attestAtATime, max(2, runtime.GOMAXPROCS(0)/2))
 	for _, s := range a.conf.sockets {
 		if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
 			return faces, fmt.Errorf("%s: %w", s.where(), err)
@@ -52,7 +54,7 @@ func (a *Agent) listen(ctx context.Context) (faces []*face, err error) {
 		if err != nil {
 			return faces, fmt.Errorf("%s: %w", s.where(), err)
 		}
-		faces = append(faces, &face{listener, a.faceServer(s, bounds, turns)})
+		faces = append(faces, &face{listener, a.faceServer(s, bounds)})
 	}
 	return faces, nil
 }
@@ -88,21 +90,25 @@ const (
 	attestAtATime = 64
 	// streamsPerConnection is what HTTP/2 allows a connection at a time.
 	streamsPerConnection = 64
+	// streamsPerDelegate is more: one for each workload that it serves.
+	streamsPerDelegate = 4096
 	// preface is how long a connection may take to say that it speaks HTTP/2.
 	preface = 20 * time.Second
 	// readBuffer in bytes, of each connection: what workloads send is short. Buffers to write are shared.
 	readBuffer = 2 << 10
 )
 
-func (a *Agent) faceServer(s *socket, bounds *delivery.Limits, turns *limits.Turns) *grpc.Server {
+func (a *Agent) faceServer(s *socket, bounds *delivery.Limits) *grpc.Server {
+	streams := uint32(streamsPerConnection)
+	if len(s.delegates) > 0 {
+		streams = streamsPerDelegate
+	}
 	options := slices.Concat(a.metrics.Calls.Options(), bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
-		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streamsPerConnection), grpc.ConnectionTimeout(preface),
+		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streams), grpc.ConnectionTimeout(preface),
 		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
 	})
 	server := grpc.NewServer(options...)
-	attest := func(ctx context.Context) (delivery.Workload, error) { return a.workload(ctx, turns) }
-	desk := delivery.New(delivery.Config{Attest: attest, SVIDs: a.svids, History: a.history, Memory: a.memory, View: s.view,
-		HangUp: caller.HangUp, Logger: a.log, Now: time.Now})
+	desk := a.desk(s.view)
 	if !s.DisableWorkloadAPI {
 		workloadapi.New(workloadapi.Config{Desk: desk, ForeignClaims: a.conf.AllowedForeignJWTClaims}).Register(server)
 	}
@@ -110,13 +116,28 @@ func (a *Agent) faceServer(s *socket, bounds *delivery.Limits, turns *limits.Tur
 		sds.New(sds.Config{Desk: desk, DefaultSVIDName: c.DefaultSVIDName, DefaultBundleName: c.DefaultBundleName, DefaultAllBundlesName: c.DefaultAllBundlesName,
 			DisableSPIFFECertValidation: c.DisableSPIFFECertValidation, Logger: a.log}).Register(server)
 	}
+	if len(s.delegates) > 0 {
+		delegated.New(delegated.Config{
+			Callers: a.desk(nil), Workloads: a.desk(func(e *selectors.Entry) bool { return forOthers(e) && (s.view == nil || s.view(e)) }), Delegates: s.delegates,
+			Process: func(ctx context.Context, pid int) (delivery.Workload, error) {
+				return a.referenced(ctx, caller.Who(ctx), pid)
+			},
+			WantsEvidence: a.server.WantsEvidence, Bundles: a.svids.AllBundles, Logger: a.log,
+		}).Register(server)
+	}
 	workloadapi.RegisterHealth(server, desk.Ready())
 	return server
 }
 
+// desk returns one whose callers are on the sockets; view says which entries it deals in.
+func (a *Agent) desk(view func(*selectors.Entry) bool) *delivery.Desk {
+	return delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Memory: a.memory, View: view,
+		HangUp: caller.HangUp, Logger: a.log, Now: time.Now})
+}
+
 // workload attests the caller of a request, in its turn.
-func (a *Agent) workload(ctx context.Context, turns *limits.Turns) (delivery.Workload, error) {
-	giveBack, err := turns.Take(ctx, caller.Who(ctx))
+func (a *Agent) workload(ctx context.Context) (delivery.Workload, error) {
+	giveBack, err := a.turns.Take(ctx, caller.Who(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,9 @@ type SocketConfig struct {
 	// DisableWorkloadAPI and DisableSDS leave one of the two out.
 	DisableWorkloadAPI bool `hcl:"disable_workload_api,optional"`
 	DisableSDS         bool `hcl:"disable_sds,optional"`
+	// AuthorizedDelegates are SPIFFE IDs whose workloads may ask here for the identities of other processes (SPIRE's Delegated
+	// Identity API). Without any the socket has no such API.
+	AuthorizedDelegates []string `hcl:"authorized_delegates,optional"`
 }
 
 // OnlyConfig is the block `only`. An entry must satisfy each list that is not empty.
@@ -71,6 +74,8 @@ type socket struct {
 	mode  fs.FileMode
 	owner *caller.Owner               // nil: the agent's
 	view  func(*selectors.Entry) bool // nil: all
+
+	delegates []spiffeid.ID
 }
 
 func (s *socket) where() string {
@@ -110,7 +115,14 @@ func (s *socket) prepare(td spiffeid.TrustDomain) error {
 			return err
 		}
 	}
-	if s.DisableSDS && s.DisableWorkloadAPI {
+	for _, text := range s.AuthorizedDelegates {
+		id, err := spiffeid.FromString(text)
+		if err != nil || !id.MemberOf(td) {
+			return fmt.Errorf("authorized_delegates %q: write a SPIFFE ID of %s", text, td)
+		}
+		s.delegates = append(s.delegates, id)
+	}
+	if s.DisableSDS && s.DisableWorkloadAPI && len(s.delegates) == 0 {
 		return fmt.Errorf("disable_sds and disable_workload_api leave nothing: remove the socket")
 	}
 	if s.Only != nil {

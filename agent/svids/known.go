@@ -5,6 +5,7 @@ package svids
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -34,14 +35,18 @@ func (m *Manager) AllBundles() []*trust.Bundle {
 	return slices.Insert(out, 0, m.own)
 }
 
-// Count returns how many SVIDs of a kind there are.
-func (m *Manager) Count(kind Kind) (n int) {
+// Counts returns how many X.509-SVIDs and JWT-SVIDs there are, and when the server last told entries.
+func (m *Manager) Counts() (x509, jwt int, synced time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for key, s := range m.cache {
-		if key.kind == kind && s.svid != nil {
-			n++
+		switch {
+		case s.svid == nil:
+		case key.kind == X509:
+			x509++
+		case key.kind == JWT:
+			jwt++
 		}
 	}
-	return n
+	return x509, jwt, m.synced
 }
