@@ -39,7 +39,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 }
 
 // issue makes a certificate; a nil parent signs itself.
-func issue(t *testing.T, name string, ski []byte, parent *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+func issue(t testing.TB, name string, ski []byte, parent *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
 	t.Helper()
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, SubjectKeyId: ski, IsCA: ski != nil, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign, NotAfter: time.Now().Add(time.Hour)}
