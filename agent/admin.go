@@ -24,6 +24,12 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		Connected: s.a.server.Connected(), Revision: state.Revision,
 		Entries: uint32(state.Entries), Svids: uint32(state.SVIDs), Streams: uint32(s.a.streams.Load()),
 	}
+	now := s.a.server.State()
+	resp.State, resp.StateSince, resp.StateReason, resp.ServerAddress = string(now.State), now.Since.Unix(), now.Reason, now.Server
+	if !now.Next.IsZero() {
+		resp.NextTry = now.Next.Unix()
+	}
+	resp.Degraded = s.a.server.Degraded()
 	if !state.Synced.IsZero() {
 		resp.SyncedAt = state.Synced.Unix()
 	}
@@ -31,6 +37,7 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		resp.AgentId, resp.SvidExpiresAt = id.String(), until.Unix()
 	}
 	if s.a.sensor == nil {
+		resp.Degraded = append(resp.Degraded, "there is no kernel sensor: evidence is what /proc tells")
 		resp.Hooks = []*adminpb.Hook{{Name: "kernel sensor", State: string(hooks.Unavailable), Detail: s.a.blind.Error()}}
 		return resp, nil
 	}

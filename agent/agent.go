@@ -112,7 +112,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	defer closeTPM()
 	a.server = upstream.New(upstream.Config{
-		ServerAddress: a.conf.ServerAddress, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap,
+		Servers: a.conf.servers, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap, Rebootstrap: a.conf.rebootstrap,
 		Attestor: attestor, History: a.history, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
 	a.svids = svids.New(svids.Config{Signer: countedSigner{a.server, a.metrics.Signed}, KeyType: a.conf.keyType, Alive: a.runs, Logger: a.log, Now: time.Now})

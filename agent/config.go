@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/assay-id/assay/agent/bootstrap"
+	"github.com/assay-id/assay/agent/servers"
+	"github.com/assay-id/assay/agent/upstream"
 	"github.com/assay-id/assay/bpf"
 	"github.com/assay-id/assay/observe"
 	"github.com/assay-id/assay/selectors"
@@ -23,13 +23,26 @@ import (
 type Config struct {
 	// TrustDomain that the agent belongs to, for example "example.org".
 	TrustDomain string `hcl:"trust_domain"`
-	// ServerAddress is host:port of the server.
-	ServerAddress string `hcl:"server_address"`
+	// ServerAddress is host:port of the server; a name with several addresses is several servers.
+	ServerAddress string `hcl:"server_address,optional"`
+	// ServerAddresses are several servers of one trust domain, instead. The agent talks to one of them,
+	// goes on to another one when that is away, and chooses anew every half to whole hour.
+	ServerAddresses []string `hcl:"server_addresses,optional"`
 	// TrustBundlePath is a PEM file with the trust domain's X.509 authorities: how the server
-	// is known the first time. Later the bundle kept in data_dir is used.
+	// is known the first time. Later the bundle kept in data_dir is used, until this file changes.
 	TrustBundlePath string `hcl:"trust_bundle_path,optional"`
+	// TrustBundleURL is where to get it instead: https, or http with TrustBundleUnixSocket.
+	TrustBundleURL        string `hcl:"trust_bundle_url,optional"`
+	TrustBundleUnixSocket string `hcl:"trust_bundle_unix_socket,optional"`
+	// TrustBundleFormat is "pem" (default) or "spiffe".
+	TrustBundleFormat string `hcl:"trust_bundle_format,optional"`
 	// InsecureBootstrap trusts whatever server answers the first time.
 	InsecureBootstrap bool `hcl:"insecure_bootstrap,optional"`
+	// RebootstrapMode says what to do when the servers show certificates of an authority that the kept bundle does
+	// not have, for RebootstrapDelay (default "10m"): "never" (default), "auto" or "always" get the bundle anew as
+	// configured above, for nodes that can attest again; with "always" the others do not start.
+	RebootstrapMode  string `hcl:"rebootstrap_mode,optional"`
+	RebootstrapDelay string `hcl:"rebootstrap_delay,optional"`
 	// DataDir holds the node's SVID and the bundle between runs (default /var/lib/assay/agent).
 	DataDir string `hcl:"data_dir,optional"`
 	// SocketPath of the Workload API (default /run/assay/agent/api.sock), mode 0777.
@@ -143,7 +156,9 @@ const defaultPinDir = "/sys/fs/bpf/assay"
 type prepared struct {
 	Config
 	trustDomain spiffeid.TrustDomain
-	bootstrap   *spiffebundle.Bundle
+	servers     *servers.Set
+	bootstrap   *bootstrap.Source
+	rebootstrap upstream.Rebootstrap
 	tier        selectors.Tier
 	level       slog.Level
 	keyType     selectors.KeyType
@@ -231,26 +246,7 @@ func (c Config) prepare() (*prepared, error) {
 	if c.DevID != nil {
 		fallback(&c.DevID.Device, "/dev/tpmrm0")
 	}
-	return p, p.loadBootstrap()
-}
-
-func (p *prepared) loadBootstrap() error {
-	if p.TrustBundlePath == "" {
-		if !p.InsecureBootstrap {
-			return errors.New("the server can not be authenticated: set trust_bundle_path to a file made by `assay bundle show` (or insecure_bootstrap = true on a network you trust)")
-		}
-		return nil
-	}
-	pem, err := os.ReadFile(p.TrustBundlePath)
-	if err != nil {
-		return fmt.Errorf("trust_bundle_path: %w; make the file with `assay bundle show`", err)
-	}
-	x, err := x509bundle.Parse(p.trustDomain, pem)
-	if err != nil || x.Empty() {
-		return fmt.Errorf("trust_bundle_path %s holds no PEM certificates; make the file with `assay bundle show`", p.TrustBundlePath)
-	}
-	p.bootstrap = spiffebundle.FromX509Bundle(x)
-	return nil
+	return p, p.prepareServers()
 }
 
 // Pins returns where the sensor keeps its programs and records.

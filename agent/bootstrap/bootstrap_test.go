@@ -130,15 +130,15 @@ func TestWrongConfigurations(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/empty", nil)
 	for want, c := range map[string]Config{
-		"can not be authenticated":         {},
-		"set only one":                     {Path: dir + "/empty", Insecure: true},
-		"write an https URL":               {URL: "http://a/b"},
-		"write an http URL":                {URL: "https://a/b", UnixSocket: "/s"},
-		"needs trust_bundle_url":           {Path: dir + "/empty", UnixSocket: "/s"},
-		"write \"pem\" or \"spiffe\"":      {Path: dir + "/empty", Format: "jwks"},
-		"make it with `assay bundle show`": {Path: dir + "/empty"},
-		"no such file":                     {Path: dir + "/none"},
-		"write a whole URL":                {URL: "https:"},
+		"can not be authenticated":               {},
+		"set only one":                           {Path: dir + "/empty", Insecure: true},
+		"write an https URL":                     {URL: "http://a/b"},
+		"write an http URL":                      {URL: "https://a/b", UnixSocket: "/s"},
+		"needs trust_bundle_url":                 {Path: dir + "/empty", UnixSocket: "/s"},
+		"write \"pem\" or \"spiffe\"":            {Path: dir + "/empty", Format: "jwks"},
+		"make the file with `assay bundle show`": {Path: dir + "/empty"},
+		"no such file":                           {Path: dir + "/none"},
+		"write a whole URL":                      {URL: "https:"},
 	} {
 		c.TrustDomain = td
 		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {

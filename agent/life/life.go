@@ -53,6 +53,11 @@ func (s State) Serving() bool {
 	return false
 }
 
+// trouble reports whether the agent waits to be well again: a try that changes nothing does not begin it anew.
+func (s State) trouble() bool {
+	return s == Waiting || s == Disconnected || s == Pending || s == Suspended || s == Refused
+}
+
 // final states have no way out.
 func (s State) final() bool { return s == Banned || s == Ended }
 
@@ -124,6 +129,7 @@ func either(s, serving, not State) State {
 // Status is the machine's present state.
 type Status struct {
 	State State
+	// Since is when it began; tries that change nothing do not count.
 	Since time.Time
 	// Reason is the last fault or refusal; empty when all is well.
 	Reason string
@@ -138,8 +144,10 @@ type Status struct {
 type Life struct {
 	now func() time.Time
 
-	mu     sync.Mutex
-	status Status
+	mu      sync.Mutex
+	status  Status
+	trouble State     // since when it was last well, whatever was tried meanwhile
+	since   time.Time // of trouble
 }
 
 // New returns a machine that is Starting.
@@ -173,8 +181,17 @@ func (l *Life) take(e Event, server, reason string, wait time.Duration) bool {
 		return false
 	}
 	now := l.now()
+	switch {
+	case to == Following:
+		l.trouble = ""
+	case to.trouble() && to != l.trouble:
+		l.trouble, l.since = to, now
+	}
 	if to != l.status.State {
 		l.status.State, l.status.Since = to, now
+	}
+	if to == l.trouble {
+		l.status.Since = l.since
 	}
 	l.status.Next = time.Time{}
 	if wait > 0 {

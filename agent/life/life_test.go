@@ -95,6 +95,11 @@ func TestStatus(t *testing.T) {
 	if got := l.Status(); got.Reason == "" || !got.Next.IsZero() {
 		t.Errorf("got %+v", got)
 	}
+	l.Failed(Lose, "it is still away", time.Second) // and so does a try
+	if got := l.Status(); got.Since != want.Since {
+		t.Errorf("disconnected since %s, want %s", got.Since, want.Since)
+	}
+	l.Take(Connect)
 	if l.Take(Bootstrap) || l.Status().State != Connecting {
 		t.Error("bootstrapped while connecting")
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -15,9 +14,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
@@ -25,20 +21,25 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
+	"github.com/assay-id/assay/agent/life"
+	"github.com/assay-id/assay/agent/servers"
 	"github.com/assay-id/assay/agent/upstream/wire"
 	"github.com/assay-id/assay/tpm"
 )
 
 // attest runs one AttestAgent stream and fetches the bundle on the same connection
-// (the order that SPIRE's agent keeps: research/spire-wire.md §2.1).
-func (c *Client) attest(ctx context.Context) (*node, error) {
-	tlsConf, err := c.serverTLS()
+// (the order that SPIRE's agent keeps: research/spire-wire.md §2.1). The server is authenticated by the bundle; nil trusts it.
+func (c *Client) attest(ctx context.Context, by *spiffebundle.Bundle) (*node, error) {
+	c.tell(c.life.Take(life.Attest), "attest")
+	ctx, cancel := context.WithTimeout(ctx, attestTimeout)
+	defer cancel()
+	tlsConf, err := c.serverTLS(by)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("dns:///"+c.cfg.ServerAddress, grpc.WithTransportCredentials(credentials.NewTLS(tlsConf)))
+	conn, err := c.cfg.Servers.Dial(credentials.NewTLS(tlsConf))
 	if err != nil {
-		return nil, fmt.Errorf("server address %q: %w", c.cfg.ServerAddress, err)
+		return nil, err
 	}
 	defer conn.Close()
 
@@ -50,7 +51,7 @@ func (c *Client) attest(ctx context.Context) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	result, err := c.attestStream(ctx, conn, payload, csr)
+	result, err := c.attestStream(ctx, conn.ClientConn, payload, csr)
 	if err != nil {
 		return nil, admission(c.cfg.Attestor.Type(), err)
 	}
@@ -75,6 +76,10 @@ func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payloa
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		c.reached(stream.Context(), nil)
+		c.cfg.Servers.Prefer(c.server) // it knows of the attestation first
+	}()
 	msg := &agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
 		Data:   &types.AttestationData{Type: c.cfg.Attestor.Type(), Payload: payload},
 		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
@@ -99,6 +104,19 @@ func (c *Client) attestStream(ctx context.Context, conn *grpc.ClientConn, payloa
 	}
 }
 
+// attestTimeout bounds an attestation, of which slow TPMs take most.
+const attestTimeout = 3 * time.Minute
+
+// reached notes which server a call went to, and has the connection stay there.
+func (c *Client) reached(call context.Context, conn *servers.Conn) {
+	if p, ok := peer.FromContext(call); ok && p.Addr != nil {
+		c.server = p.Addr.String()
+		if conn != nil {
+			conn.Pin(c.server)
+		}
+	}
+}
+
 // channelBinding is the connection's own value (RFC 9266, tls-exporter), which a man in the middle
 // does not have twice. ctx is that of a stream which received something. nil if there is none.
 func channelBinding(ctx context.Context) []byte {
@@ -117,6 +135,8 @@ func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn)
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
 	resp, err := agentv1.NewAgentClient(conn).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csr}})
 	if err != nil {
 		return nil, verdict(err)
@@ -134,13 +154,17 @@ func (c *Client) renewAgent(ctx context.Context, n *node, conn *grpc.ClientConn)
 // statusTimeout bounds what is only for the operator's eyes.
 const statusTimeout = 5 * time.Second
 
-// postStatus tells the server the agent's version. Only a verdict on the node is an error: a
-// server that does not take it can do the rest.
-func (c *Client) postStatus(ctx context.Context, n *node, conn *grpc.ClientConn) error {
+// postStatus tells the server the agent's version; the connection is that server's from then on. Only a verdict on
+// the node is an error: a server that does not take it can do the rest.
+func (c *Client) postStatus(ctx context.Context, n *node, conn *servers.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	serial, _ := n.bundle.SequenceNumber() // 0 if it has none
-	_, err := agentv1.NewAgentClient(conn).PostStatus(ctx, &agentv1.PostStatusRequest{CurrentBundleSerial: serial, AgentVersion: c.cfg.Version})
+	var p peer.Peer
+	_, err := agentv1.NewAgentClient(conn).PostStatus(ctx, &agentv1.PostStatusRequest{CurrentBundleSerial: serial, AgentVersion: c.cfg.Version}, grpc.Peer(&p))
+	if p.Addr != nil {
+		c.reached(peer.NewContext(ctx, &p), conn)
+	}
 	if v := verdict(err); v != err {
 		return v
 	}
@@ -148,64 +172,6 @@ func (c *Client) postStatus(ctx context.Context, n *node, conn *grpc.ClientConn)
 		c.cfg.Logger.Debug("the server did not take the agent's version", "error", err)
 	}
 	return nil
-}
-
-// serverTLS authenticates the server as the trust domain's /spire/server, by the bundle we
-// have or the bootstrap bundle; the DNS name plays no part.
-func (c *Client) serverTLS() (*tls.Config, error) {
-	server, err := spiffeid.FromPath(c.cfg.TrustDomain, "/spire/server")
-	if err != nil {
-		return nil, fmt.Errorf("server ID: %w", err)
-	}
-	if b := c.trustBundle(); b != nil {
-		return c.explained(tlsconfig.TLSClientConfig(b, tlsconfig.AuthorizeID(server))), nil
-	}
-	c.cfg.Logger.Warn("insecure_bootstrap: trusting whatever server answers, this once", "server", c.cfg.ServerAddress)
-	return &tls.Config{InsecureSkipVerify: true, VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
-		leaf, err := x509.ParseCertificate(raw[0])
-		if err != nil {
-			return fmt.Errorf("server certificate: %w", err)
-		}
-		if id, err := x509svid.IDFromCert(leaf); err != nil || id != server {
-			return fmt.Errorf("server presents %q, want %q", id, server)
-		}
-		return nil
-	}}, nil
-}
-
-// explained makes the refusal of a server's certificate say what to do.
-func (c *Client) explained(conf *tls.Config) *tls.Config {
-	verify := conf.VerifyPeerCertificate
-	conf.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
-		if err := verify(raw, chains); err != nil {
-			return fmt.Errorf("the server at %s is not one that this agent's bundle vouches for: correct server_address, or set trust_bundle_path to what `assay bundle show` prints on that server (%w)", c.cfg.ServerAddress, err)
-		}
-		return nil
-	}
-	return conf
-}
-
-func (c *Client) trustBundle() *spiffebundle.Bundle {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.node != nil {
-		return c.node.bundle
-	}
-	return c.cfg.Bootstrap
-}
-
-// dialNode connects with the node's own SVID; its key may live in a TPM.
-func (c *Client) dialNode(n *node) (*grpc.ClientConn, error) {
-	server, err := spiffeid.FromPath(c.cfg.TrustDomain, "/spire/server")
-	if err != nil {
-		return nil, fmt.Errorf("server ID: %w", err)
-	}
-	conf := c.explained(tlsconfig.MTLSClientConfig(n.svid, n.bundle, tlsconfig.AuthorizeID(server)))
-	conn, err := grpc.NewClient("dns:///"+c.cfg.ServerAddress, grpc.WithTransportCredentials(credentials.NewTLS(conf)))
-	if err != nil {
-		return nil, fmt.Errorf("server address %q: %w", c.cfg.ServerAddress, err)
-	}
-	return conn, nil
 }
 
 func nodeCSR(key crypto.Signer) ([]byte, error) {

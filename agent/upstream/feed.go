@@ -4,12 +4,15 @@ package upstream
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/servers"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/agent/upstream/wire"
 	nodepb "github.com/assay-id/assay/proto/node"
@@ -21,7 +24,7 @@ import (
 const maxFeedMessage = 256 << 20
 
 // follow keeps the sink up to date until that breaks: by the feed, or by polling a server of SPIRE's.
-func (c *Client) follow(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
+func (c *Client) follow(ctx context.Context, conn *servers.Conn, back *backoff) error {
 	err := c.watch(ctx, conn, back)
 	if status.Code(err) != codes.Unimplemented {
 		return err
@@ -29,11 +32,15 @@ func (c *Client) follow(ctx context.Context, conn *grpc.ClientConn, back *backof
 	c.spire.Store(true)
 	c.feedState = nil
 	c.cfg.Logger.Info("the server has SPIRE's services only: entries are polled, and it signs without evidence", "every", pollInterval)
-	return c.poll(ctx, conn, back)
+	return c.poll(ctx, conn.ClientConn, back)
 }
 
 // watch follows the feed into the sink until it breaks.
-func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
+func (c *Client) watch(ctx context.Context, conn *servers.Conn, back *backoff) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := time.AfterFunc(c.tooSlow, func() { cancel(errSlow) })
+	defer silent.Stop()
 	stream, err := nodepb.NewNodeClient(conn).Watch(ctx, grpc.MaxCallRecvMsgSize(maxFeedMessage))
 	if err != nil {
 		return verdict(err)
@@ -44,11 +51,17 @@ func (c *Client) watch(ctx context.Context, conn *grpc.ClientConn, back *backoff
 	var said order
 	for first := true; ; first = false {
 		msg, err := stream.Recv()
-		if err != nil {
+		if errors.Is(context.Cause(ctx), errSlow) {
+			return errSlow
+		} else if err != nil {
 			return verdict(err)
 		}
+		silent.Stop()
 		back.reset()
-		c.connected.Store(true)
+		if first {
+			c.reached(stream.Context(), conn)
+			c.tell(c.life.Heard(c.server), "hear")
+		}
 		if err := said.next(msg); err != nil {
 			return err
 		}

@@ -23,6 +23,14 @@ const (
 	pollTimeout  = 30 * time.Second
 )
 
+// spireLacks is what agents lose at a server of SPIRE's.
+var spireLacks = []string{
+	"entries and bundles are polled every " + pollInterval.String() + ", and no acknowledgement delays the use of a new authority",
+	"the server signs on this agent's word, without evidence about the process",
+	"the server asks for no quotes between attestations",
+	"there are no revocation lists",
+}
+
 // poll asks a server of SPIRE's for bundle, entries and the bundles that these name in turn, until that fails.
 func (c *Client) poll(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
 	for {
@@ -30,7 +38,7 @@ func (c *Client) poll(ctx context.Context, conn *grpc.ClientConn, back *backoff)
 			return verdict(err)
 		}
 		back.reset()
-		c.connected.Store(true)
+		c.tell(c.life.Heard(c.server), "hear")
 		sleep(ctx, pollInterval*9/10+rand.N(pollInterval/5))
 		if ctx.Err() != nil {
 			return ctx.Err()

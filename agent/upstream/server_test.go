@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/servers"
 	"github.com/assay-id/assay/agent/trust"
 	nodepb "github.com/assay-id/assay/proto/node"
 	"github.com/assay-id/assay/selectors"
@@ -297,13 +298,45 @@ func (f *far) runTo(a Attestor, history History, s *sink) (*Client, *sink, <-cha
 	f.t.Helper()
 	b := spiffebundle.New(td)
 	b.AddX509Authority(f.ca)
-	c := New(Config{ServerAddress: f.addr, TrustDomain: td, Bootstrap: b, Attestor: a, History: history, DataDir: f.t.TempDir(), Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: time.Now})
+	c := New(Config{Servers: f.set(f.addr), TrustDomain: td, Bootstrap: &word{bundle: b}, Attestor: a, History: history, DataDir: f.t.TempDir(), Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: time.Now})
 	c.SetSink(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, done := make(chan error, 1), make(chan struct{})
 	go func() { defer close(done); ended <- c.Run(ctx) }()
-	f.t.Cleanup(func() { cancel(); <-done })
+	f.t.Cleanup(func() { cancel(); <-done; f.log.hasNot(f.t, "state that can not be") })
 	return c, s, ended
+}
+
+func (f *far) set(addresses ...string) *servers.Set {
+	f.t.Helper()
+	s, err := servers.New(addresses, net.DefaultResolver.LookupHost)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return s
+}
+
+// word is what an operator configured.
+type word struct {
+	mu      sync.Mutex
+	bundle  *spiffebundle.Bundle
+	text    string
+	fetched int
+}
+
+func (w *word) Fetch(context.Context) (*spiffebundle.Bundle, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fetched++
+	return w.bundle, nil
+}
+
+func (w *word) Word() string { return w.text }
+
+func (w *word) become(b *spiffebundle.Bundle) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bundle = b
 }
 
 // logText keeps what was logged.
@@ -325,5 +358,14 @@ func (l *logText) has(t *testing.T, text string) {
 	defer l.mu.Unlock()
 	if !strings.Contains(l.text.String(), text) {
 		t.Errorf("the log does not say %q:\n%s", text, l.text.String())
+	}
+}
+
+func (l *logText) hasNot(t *testing.T, text string) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if strings.Contains(l.text.String(), text) {
+		t.Errorf("the log says %q:\n%s", text, l.text.String())
 	}
 }

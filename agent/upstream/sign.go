@@ -62,6 +62,7 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 	if conn == nil {
 		return none, errors.New("the agent has no connection to the server yet")
 	}
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
 	svid, err := none, error(nil)
@@ -69,6 +70,9 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 		svid, err = spires(ctx, svidv1.NewSVIDClient(conn))
 	} else {
 		svid, err = ours(ctx, nodepb.NewNodeClient(conn))
+	}
+	if caller.Err() == nil {
+		c.answered(status.Code(err) != codes.DeadlineExceeded)
 	}
 	if err != nil {
 		return none, signingError(err)

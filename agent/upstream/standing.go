@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/assay-id/assay/agent/life"
 	nodepb "github.com/assay-id/assay/proto/node"
 )
 
@@ -24,6 +25,9 @@ var errReattest = errors.New("the server asks for a new attestation")
 
 // standingError: the server refuses the node for its state (proto/node.Standing), which may change.
 type standingError struct{ state, text string }
+
+// pending is the state of a node that waits for approval; the other one is suspended.
+const pending = "pending"
 
 func (e *standingError) Error() string { return e.text }
 
@@ -96,16 +100,21 @@ func (c *Client) refused(o *outside, err error) time.Duration {
 	if !keep {
 		c.forget()
 	}
+	event, what := life.Refuse, "refused by the server; workloads have no identities until it admits this node again, which is tried from now on"
+	var s *standingError
+	if errors.As(err, &s) {
+		event, what = life.Suspend, s.state+" by the server; workloads have no identities until it admits this node, which is tried from now on"
+		if s.state == pending {
+			event = life.Hold
+		}
+	}
 	if text := err.Error(); text != o.told {
 		o.told = text
-		what := "refused by the server; workloads have no identities until it admits this node again, which is tried from now on"
-		var s *standingError
-		if errors.As(err, &s) {
-			what = s.state + " by the server; workloads have no identities until it admits this node, which is tried from now on"
-		}
 		c.cfg.Logger.Warn(what, "reason", text)
 	}
-	return o.back.next()
+	d := o.back.next()
+	c.life.Failed(event, err.Error(), d)
+	return d
 }
 
 // calm is how long a session lasts after which an attestation that the server asks for is not one

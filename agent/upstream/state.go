@@ -27,48 +27,65 @@ type saved struct {
 	Key          []byte   `json:"key"`
 	Bundle       []byte   `json:"bundle"` // SPIFFE bundle format
 	Reattestable bool     `json:"reattestable"`
+	Word         string   `json:"word,omitempty"` // the operator's, by which Bundle began (Bootstrap)
 }
 
 func (c *Client) statePath() string { return filepath.Join(c.cfg.DataDir, "agent.json") }
 
-// load restores what the last run left, if it is whole and still valid. Anything else is not
-// an error: the node attests. A node that can attest again does so at every start, because
-// the machine may have booted something else since; then only the bundle is used.
+// load restores what the last run left. A file that is not whole is put aside; a node that can not be restored is no error
+// either: it attests. One that can attest again does so at every start, because the machine may have booted
+// something else since; then only the bundle is used.
 func (c *Client) load() {
-	n, err := c.restore()
+	c.word = c.cfg.Bootstrap.Word()
+	s, bundle, err := c.read()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return
+	case err != nil:
+		aside := c.statePath() + ".broken"
+		c.cfg.Logger.Warn("what the last run left can not be read and is put aside; attesting anew", "file", aside, "error", errors.Join(err, os.Rename(c.statePath(), aside)))
+		return
+	}
+	c.again = s.Reattestable
+	n, err := c.restore(s, bundle)
+	switch {
 	case err != nil:
 		c.cfg.Logger.Info("not using the identity of the last run, attesting anew", "reason", err)
-	case n.reattestable:
-		c.bootstrapAlso(n.bundle)
-	default:
+	case !n.reattestable:
 		c.mu.Lock()
-		c.node = n
+		c.node, c.proved = n, true
 		c.mu.Unlock()
+		return
 	}
+	if s.Word != "" && s.Word != c.word {
+		c.cfg.Logger.Info("what authenticates the server is configured in another way than before: using that, not the bundle of the last run")
+		return
+	}
+	c.mu.Lock()
+	c.kept, c.proved = bundle, true
+	c.mu.Unlock()
 }
 
-// bootstrapAlso lets the authorities of the last run authenticate the server, beside those
-// that the operator configured.
-func (c *Client) bootstrapAlso(b *spiffebundle.Bundle) {
-	if c.cfg.Bootstrap != nil {
-		for _, a := range c.cfg.Bootstrap.X509Authorities() {
-			b.AddX509Authority(a)
-		}
-	}
-	c.cfg.Bootstrap = b
-}
-
-func (c *Client) restore() (*node, error) {
+// read returns the file, whose bundle has authorities.
+func (c *Client) read() (s saved, _ *spiffebundle.Bundle, _ error) {
 	data, err := os.ReadFile(c.statePath())
 	if err != nil {
-		return nil, err
+		return s, nil, err
 	}
-	var s saved
 	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s: %w", c.statePath(), err)
+		return s, nil, err
 	}
+	b, err := spiffebundle.Parse(c.cfg.TrustDomain, s.Bundle)
+	if err != nil {
+		return s, nil, err
+	}
+	if len(b.X509Authorities()) == 0 {
+		return s, nil, errors.New("its bundle has no X.509 authorities")
+	}
+	return s, b, nil
+}
+
+func (c *Client) restore(s saved, bundle *spiffebundle.Bundle) (*node, error) {
 	if s.Attestor != c.cfg.Attestor.Type() {
 		return nil, fmt.Errorf("%s was written by attestor %q", c.statePath(), s.Attestor)
 	}
@@ -80,10 +97,6 @@ func (c *Client) restore() (*node, error) {
 		return nil, fmt.Errorf("it expired at %s", chain[0].NotAfter)
 	}
 	id, err := x509svid.IDFromCert(chain[0])
-	if err != nil {
-		return nil, err
-	}
-	bundle, err := spiffebundle.Parse(c.cfg.TrustDomain, s.Bundle)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +116,7 @@ func (c *Client) save(n *node) error {
 	if err != nil {
 		return fmt.Errorf("encode bundle: %w", err)
 	}
-	s := saved{Attestor: c.cfg.Attestor.Type(), Key: key, Bundle: bundle, Reattestable: n.reattestable}
+	s := saved{Attestor: c.cfg.Attestor.Type(), Key: key, Bundle: bundle, Reattestable: n.reattestable, Word: c.word}
 	for _, cert := range n.svid.Certificates {
 		s.Chain = append(s.Chain, cert.Raw)
 	}

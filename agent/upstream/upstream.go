@@ -31,6 +31,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/assay-id/assay/agent/life"
+	"github.com/assay-id/assay/agent/servers"
 	"github.com/assay-id/assay/agent/trust"
 	"github.com/assay-id/assay/selectors"
 )
@@ -58,13 +60,13 @@ type Sink interface {
 
 // Config is what New needs.
 type Config struct {
-	// ServerAddress is host:port of the server's TCP endpoint.
-	ServerAddress string
-	TrustDomain   spiffeid.TrustDomain
-	// Bootstrap is the bundle that authenticates the server the first time; nil trusts
-	// whatever answers, once (insecure_bootstrap).
-	Bootstrap *spiffebundle.Bundle
-	Attestor  Attestor
+	// Servers are the trust domain's servers.
+	Servers     *servers.Set
+	TrustDomain spiffeid.TrustDomain
+	// Bootstrap gets what authenticates the server the first time, and later where Rebootstrap says so.
+	Bootstrap   Bootstrap
+	Rebootstrap Rebootstrap
+	Attestor    Attestor
 	// History is anchored in each quote of a Requoter; nil is an empty one.
 	History History
 	// Version is the agent's, for the server's list of nodes.
@@ -80,16 +82,29 @@ type Client struct {
 	cfg  Config
 	sink Sink
 
-	mu   sync.Mutex
-	node *node            // nil before the first attestation
-	conn *grpc.ClientConn // mTLS, of node
+	life *life.Life
 
-	clock     chan struct{} // holds one if the clock was set and no session has looked since
-	connected atomic.Bool
-	spire     atomic.Bool // conn's server has SPIRE's services only
-	returns   bool        // the node was admitted in this run and can attest again; Run's own
-	due       func()      // ends the session so that the node's SVID is renewed; the session's own
-	feedState []byte      // names the entries that the sink has, for the server; Run's own
+	mu      sync.Mutex
+	node    *node                // nil before the first attestation
+	conn    *servers.Conn        // mTLS, of node
+	kept    *spiffebundle.Bundle // authenticates the server while there is no node
+	strange time.Time            // since when servers show certificates that no authority of ours signed
+	cut     func(error)          // ends the session
+
+	clock   chan struct{} // holds one if the clock was set and no session has looked since
+	spire   atomic.Bool   // conn's server has SPIRE's services only
+	late    atomic.Int32  // signing calls in a row that were not answered in time
+	spread  time.Duration // after that, to twice that, an agent chooses its server anew
+	tooSlow time.Duration // for the first word of a feed
+
+	// Run's own:
+	returns   bool   // the node was admitted in this run and can attest again
+	again     bool   // the node can attest again, as far as is known
+	proved    bool   // kept is of a server that was authenticated
+	word      string // the operator's, by which kept was got
+	server    string // address of the server that was called last
+	due       func() // ends the session so that the node's SVID is renewed
+	feedState []byte // names the entries that the sink has, for the server
 
 	// What the feed last said of our trust domain; the feed's own.
 	own     *trust.Bundle
@@ -106,7 +121,9 @@ type node struct {
 }
 
 // New returns a Client that has not connected yet. Sink may be set later by SetSink.
-func New(cfg Config) *Client { return &Client{cfg: cfg, clock: make(chan struct{}, 1)} }
+func New(cfg Config) *Client {
+	return &Client{cfg: cfg, life: life.New(cfg.Now), clock: make(chan struct{}, 1), spread: spreadAfter, tooSlow: firstWord}
+}
 
 // SetSink says where pushed entries and bundles go. Call it before Run.
 func (c *Client) SetSink(s Sink) { c.sink = s }
@@ -137,7 +154,25 @@ func (c *Client) awaitClock(ctx context.Context, n *node, from, due time.Time) {
 }
 
 // Connected reports whether the feed is open now.
-func (c *Client) Connected() bool { return c.connected.Load() }
+func (c *Client) Connected() bool { return c.life.Status().State == life.Following }
+
+// State tells how the conversation is.
+func (c *Client) State() life.Status { return c.life.Status() }
+
+// Degraded tells what the server that was heard last can not do; empty for a server of ours.
+func (c *Client) Degraded() []string {
+	if !c.spire.Load() {
+		return nil
+	}
+	return spireLacks
+}
+
+// tell has the machine take an event; one that can not be there is a fault of this package.
+func (c *Client) tell(ok bool, what string) {
+	if !ok {
+		c.cfg.Logger.Error("the conversation with the server is in a state that can not be", "state", c.life.Status().State, "event", what)
+	}
+}
 
 // Identity returns the node's SPIFFE ID and when its SVID ends; ok is false before attestation.
 func (c *Client) Identity() (id spiffeid.ID, notAfter time.Time, ok bool) {
@@ -150,7 +185,7 @@ func (c *Client) Identity() (id spiffeid.ID, notAfter time.Time, ok bool) {
 }
 
 // Run keeps the conversation going until ctx ends, or returns an error that trying again
-// would not cure (ErrBanned, ErrNotAdmitted).
+// would not cure (ErrBanned, ErrNotAdmitted, ErrNoReturn).
 func (c *Client) Run(ctx context.Context) error {
 	c.load()
 	faults := backoff{first: 250 * time.Millisecond, most: 10 * time.Second}
@@ -159,7 +194,7 @@ func (c *Client) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		began := c.cfg.Now()
 		err := c.session(ctx, &faults)
-		if c.connected.Swap(false) {
+		if c.Connected() {
 			out.told = ""
 		}
 		if c.cfg.Now().Sub(began) > calm {
@@ -169,29 +204,55 @@ func (c *Client) Run(ctx context.Context) error {
 		var s *standingError
 		var d time.Duration
 		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, ErrBanned), errors.Is(err, ErrNotAdmitted) && !c.returns:
+		case ctx.Err() != nil: // whatever it broke
+		case errors.Is(err, ErrBanned):
+			c.life.Failed(life.Ban, err.Error(), 0)
+			c.forget()
+			return err
+		case errors.Is(err, ErrNotAdmitted) && !c.returns, errors.Is(err, ErrNoReturn):
+			c.life.Failed(life.Refuse, err.Error(), 0)
 			c.forget()
 			return err
 		case errors.As(err, &s), errors.Is(err, ErrNotAdmitted):
 			d = c.refused(&out, err)
 		case errors.Is(err, errReattest):
 			d = again.next()
+			c.life.Failed(life.Again, err.Error(), d)
 			c.cfg.Logger.Info("attesting again", "reason", err, "in", d.Round(time.Millisecond))
 			c.forget()
 		case err != nil:
 			d = faults.next()
-			c.cfg.Logger.Warn("no conversation with the server, trying again; workloads keep the SVIDs they have", "in", d.Round(time.Millisecond), "error", err)
+			c.lost(err, d)
 		}
 		sleep(ctx, d)
 	}
+	c.life.Take(life.Stop)
 	return nil
+}
+
+// lost is after a fault: the next try, after d, goes to another server if there is one.
+func (c *Client) lost(err error, d time.Duration) {
+	c.life.Failed(life.Lose, err.Error(), d)
+	if c.server != "" {
+		c.cfg.Servers.Avoid(c.server)
+	}
+	c.mu.Lock()
+	if !c.strange.IsZero() && !c.proved {
+		c.kept = nil // it was got from elsewhere and vouches for nobody: once more, it may be corrected
+	}
+	c.mu.Unlock()
+	c.cfg.Logger.Warn("no conversation with the server, trying again; workloads keep the SVIDs they have", "server", c.server, "in", d.Round(time.Millisecond), "error", err)
 }
 
 // session attests if need be, then follows the feed and answers the server's questions until
 // either breaks or the node's SVID is due for renewal. A nil error means: go on with a new connection.
 func (c *Client) session(ctx context.Context, back *backoff) error {
+	c.server = ""
+	if c.mayRebootstrap() {
+		if err := c.rebootstrap(ctx); err != nil {
+			return err
+		}
+	}
 	n, err := c.identity(ctx)
 	if err != nil {
 		return err
@@ -200,34 +261,83 @@ func (c *Client) session(ctx context.Context, back *backoff) error {
 	if err != nil {
 		return err
 	}
+	c.tell(c.life.Take(life.Connect), "connect")
 	c.setConn(conn)
 	if err := c.postStatus(ctx, n, conn); err != nil {
 		return err
 	}
 
 	leaf := n.svid.Certificates[0]
-	life := leaf.NotAfter.Sub(leaf.NotBefore)
-	due := leaf.NotBefore.Add(life/2 - time.Duration(rand.Int64N(int64(life/10)+1)))
-	untilDue, cancel := context.WithCancelCause(ctx)
+	span := leaf.NotAfter.Sub(leaf.NotBefore)
+	due := leaf.NotBefore.Add(span/2 - time.Duration(rand.Int64N(int64(span/10)+1)))
+	whole, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	c.setCut(cancel)
+	defer c.setCut(nil)
 	c.due = func() { cancel(errRenewalDue) }
 	timer := time.AfterFunc(max(due.Sub(c.cfg.Now()), 0), c.due)
 	defer timer.Stop()
+	if c.cfg.Servers.Several() {
+		defer time.AfterFunc(c.spread+rand.N(c.spread), func() { cancel(errSpread) }).Stop()
+	}
 
-	group, streams := errgroup.WithContext(untilDue)
+	group, streams := errgroup.WithContext(whole)
 	group.Go(func() error { return c.follow(streams, conn, back) })
 	group.Go(func() error { c.awaitClock(streams, n, leaf.NotBefore, due); return nil })
 	if r, ok := c.cfg.Attestor.(Requoter); ok {
-		group.Go(func() error { return c.requote(streams, n, conn, r) })
+		group.Go(func() error { return c.requote(streams, n, conn.ClientConn, r) })
 	}
 	err = group.Wait()
-	if errors.Is(context.Cause(untilDue), errRenewalDue) {
-		return c.renew(ctx, n, conn)
+	switch cause := context.Cause(whole); {
+	case errors.Is(cause, errRenewalDue):
+		return c.renew(ctx, n, conn.ClientConn)
+	case errors.Is(cause, errSpread):
+		c.cfg.Servers.Prefer("")
+		return nil
+	case errors.Is(cause, errSlow):
+		return cause
 	}
 	return err
 }
 
-var errRenewalDue = errors.New("the node's SVID is due for renewal")
+const (
+	// spreadAfter lets agents come back to a server that was away, and share one that was added.
+	spreadAfter = 30 * time.Minute
+	// firstWord of a feed is all entries.
+	firstWord = time.Minute
+	// lateCalls in a row end a session, where there is another server.
+	lateCalls = 2
+)
+
+var (
+	errRenewalDue = errors.New("the node's SVID is due for renewal")
+	errSpread     = errors.New("the servers are chosen anew from time to time")
+	errSlow       = errors.New("the server is connected and does not answer")
+)
+
+func (c *Client) setCut(f func(error)) {
+	c.mu.Lock()
+	c.cut = f
+	c.mu.Unlock()
+	c.late.Store(0)
+}
+
+// answered notes whether the server answered a call in time.
+func (c *Client) answered(inTime bool) {
+	if inTime {
+		c.late.Store(0)
+		return
+	}
+	if c.late.Add(1) < lateCalls || !c.cfg.Servers.Several() {
+		return
+	}
+	c.mu.Lock()
+	cut := c.cut
+	c.mu.Unlock()
+	if cut != nil {
+		cut(errSlow)
+	}
+}
 
 // identity returns the node's identity, attesting when there is none that is valid.
 func (c *Client) identity(ctx context.Context) (*node, error) {
@@ -240,8 +350,11 @@ func (c *Client) identity(ctx context.Context) (*node, error) {
 			return n, nil
 		}
 	}
-	n, err := c.attest(ctx)
+	b, err := c.authorities(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if n, err = c.attest(ctx, b); err != nil {
 		return nil, err
 	}
 	return n, c.adopt(n)
@@ -252,7 +365,8 @@ func (c *Client) renew(ctx context.Context, n *node, conn *grpc.ClientConn) erro
 	var next *node
 	var err error
 	if n.reattestable {
-		next, err = c.attest(ctx)
+		c.cfg.Servers.Prefer(c.server)
+		next, err = c.attest(ctx, n.bundle)
 	} else {
 		next, err = c.renewAgent(ctx, n, conn)
 	}
@@ -267,7 +381,10 @@ func (c *Client) adopt(n *node) error {
 	c.mu.Lock()
 	c.node = n
 	c.mu.Unlock()
-	c.returns = n.reattestable
+	c.returns, c.again, c.proved = n.reattestable, n.reattestable, true
+	if c.cfg.Rebootstrap.Mode == Always && !n.reattestable {
+		return ErrNoReturn
+	}
 	c.cfg.Logger.Info("node has an identity", "spiffe_id", n.svid.ID, "valid_until", n.svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339))
 	return c.save(n)
 }
@@ -275,17 +392,16 @@ func (c *Client) adopt(n *node) error {
 // forget gives up the node's identity; what authenticates the server is kept.
 func (c *Client) forget() {
 	c.mu.Lock()
-	n := c.node
+	if c.node != nil {
+		c.kept = c.node.bundle.Clone()
+	}
 	c.node = nil
 	c.mu.Unlock()
-	if n != nil {
-		c.bootstrapAlso(n.bundle.Clone())
-	}
 	c.setConn(nil)
 	c.unsave()
 }
 
-func (c *Client) setConn(conn *grpc.ClientConn) {
+func (c *Client) setConn(conn *servers.Conn) {
 	c.mu.Lock()
 	old := c.conn
 	c.conn = conn

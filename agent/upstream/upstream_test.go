@@ -49,7 +49,7 @@ func identity(t *testing.T, a Attestor, life time.Duration) *node {
 }
 
 func client(dir string) *Client {
-	return New(Config{TrustDomain: td, Attestor: proof.JoinToken{Token: "x"}, DataDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+	return New(Config{TrustDomain: td, Attestor: proof.JoinToken{Token: "x"}, Bootstrap: &word{}, DataDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 }
 
 func TestIdentitySurvivesARestart(t *testing.T) {
@@ -81,12 +81,18 @@ func TestNodeThatCanAttestAgainDoesSo(t *testing.T) {
 	}
 	c := client(dir)
 	c.load()
-	if c.node != nil || c.cfg.Bootstrap == nil || !c.cfg.Bootstrap.HasX509Authority(n.svid.Certificates[0]) {
-		t.Errorf("node %v, bootstrap %v", c.node, c.cfg.Bootstrap)
+	if c.node != nil || c.kept == nil || !c.kept.HasX509Authority(n.svid.Certificates[0]) {
+		t.Errorf("node %v, kept %v", c.node, c.kept)
 	}
 }
 
-func (c *Client) restoreErr() error { _, err := c.restore(); return err }
+func (c *Client) restoreErr() error {
+	s, b, err := c.read()
+	if err == nil {
+		_, err = c.restore(s, b)
+	}
+	return err
+}
 
 func TestExpiredAndBrokenStateIsNotUsed(t *testing.T) {
 	dir := t.TempDir()

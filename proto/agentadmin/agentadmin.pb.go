@@ -81,7 +81,17 @@ type StatusResponse struct {
 	// Open Workload API streams.
 	Streams uint32 `protobuf:"varint,12,opt,name=streams,proto3" json:"streams,omitempty"`
 	// What the kernel refused others to do to the agent (protect, connect_from).
-	Refused       uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
+	Refused uint64 `protobuf:"varint,13,opt,name=refused,proto3" json:"refused,omitempty"`
+	// The conversation with the server: a state of agent/life, since when (Unix seconds), why it is no better, and when
+	// the agent tries next (Unix seconds; 0: it does not wait).
+	State       string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
+	StateSince  int64  `protobuf:"varint,15,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`
+	StateReason string `protobuf:"bytes,16,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
+	NextTry     int64  `protobuf:"varint,17,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
+	// The server that was heard last.
+	ServerAddress string `protobuf:"bytes,18,opt,name=server_address,json=serverAddress,proto3" json:"server_address,omitempty"`
+	// What this node does not have now, in sentences.
+	Degraded      []string `protobuf:"bytes,19,rep,name=degraded,proto3" json:"degraded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +215,48 @@ func (x *StatusResponse) GetRefused() uint64 {
 		return x.Refused
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetStateSince() int64 {
+	if x != nil {
+		return x.StateSince
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetStateReason() string {
+	if x != nil {
+		return x.StateReason
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetNextTry() int64 {
+	if x != nil {
+		return x.NextTry
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetServerAddress() string {
+	if x != nil {
+		return x.ServerAddress
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetDegraded() []string {
+	if x != nil {
+		return x.Degraded
+	}
+	return nil
 }
 
 type Hook struct {
@@ -851,7 +903,7 @@ var File_assay_agentadmin_agentadmin_proto protoreflect.FileDescriptor
 const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
 	"\n" +
 	"!assay/agentadmin/agentadmin.proto\x12\x13assay.agentadmin.v1\x1a\x1dassay/evidence/evidence.proto\"\x0f\n" +
-	"\rStatusRequest\"\xb0\x03\n" +
+	"\rStatusRequest\"\xe8\x04\n" +
 	"\x0eStatusResponse\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12+\n" +
@@ -867,7 +919,14 @@ const file_assay_agentadmin_agentadmin_proto_rawDesc = "" +
 	"\vlost_events\x18\v \x01(\x04R\n" +
 	"lostEvents\x12\x18\n" +
 	"\astreams\x18\f \x01(\rR\astreams\x12\x18\n" +
-	"\arefused\x18\r \x01(\x04R\arefused\"H\n" +
+	"\arefused\x18\r \x01(\x04R\arefused\x12\x14\n" +
+	"\x05state\x18\x0e \x01(\tR\x05state\x12\x1f\n" +
+	"\vstate_since\x18\x0f \x01(\x03R\n" +
+	"stateSince\x12!\n" +
+	"\fstate_reason\x18\x10 \x01(\tR\vstateReason\x12\x19\n" +
+	"\bnext_try\x18\x11 \x01(\x03R\anextTry\x12%\n" +
+	"\x0eserver_address\x18\x12 \x01(\tR\rserverAddress\x12\x1a\n" +
+	"\bdegraded\x18\x13 \x03(\tR\bdegraded\"H\n" +
 	"\x04Hook\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
