@@ -6,6 +6,7 @@
 //	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
 //	bench kernel       what every process does, with the sensor in the kernel and without
 //	bench propagate    a change of an entry until the open stream has the new SVID
+//	bench streams [n]  an agent with open streams (10000): memory, a rotation of all, the end of one
 //	bench agents [n]   a server with a crowd of agents (10000): memory, who is told when, a storm; then a bare broadcast
 package main
 
@@ -37,22 +38,30 @@ func run(args []string) error {
 		return bare(args[1], args[2])
 	case len(args) == 2 && args[0] == "broadcast":
 		return broadcast(args[1])
+	case len(args) == 2 && args[0] == "closer":
+		return closer(ctx, args[1])
+	case len(args) == 3 && args[0] == "closing":
+		return closing(args[1], args[2])
 	case len(args) == 1 && args[0] == "kernel":
 		return kernelCost()
 	case len(args) == 1 && args[0] == "fetch":
 		return with(ctx, fetch)
 	case len(args) == 1 && args[0] == "propagate":
 		return with(ctx, propagate)
-	case len(args) == 1 && args[0] == "agents":
-		return agents(ctx, 10_000)
-	case len(args) == 2 && args[0] == "agents":
-		n, err := strconv.Atoi(args[1])
-		if err != nil {
-			return fmt.Errorf("how many agents: %w", err)
+	case len(args) > 0 && len(args) < 3 && (args[0] == "agents" || args[0] == "streams"):
+		n := 10_000
+		if len(args) == 2 {
+			var err error
+			if n, err = strconv.Atoi(args[1]); err != nil || n < 1 {
+				return fmt.Errorf("%q: how many %s?", args[1], args[0])
+			}
+		}
+		if args[0] == "streams" {
+			return streams(ctx, n)
 		}
 		return agents(ctx, n)
 	}
-	return errors.New("usage: bench fetch | kernel | propagate | agents [n]")
+	return errors.New("usage: bench fetch | kernel | propagate | streams [n] | agents [n]")
 }
 
 // with runs f on a machine of its own.
