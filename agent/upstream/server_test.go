@@ -53,6 +53,9 @@ type far struct {
 	key  *ecdsa.PrivateKey
 	addr string
 	log  *logText
+	stop func()
+	// tune changes a client before it runs.
+	tune func(*Client)
 
 	// admit judges an attestation; a challenge may be put to the agent. nil admits all.
 	admit func(payload []byte, challenge func([]byte) []byte) error
@@ -71,12 +74,25 @@ type far struct {
 
 func startFar(t *testing.T, spire bool) *far {
 	t.Helper()
-	f := &far{t: t, log: &logText{t: t}}
-	f.key = newKey(t)
+	f := &far{t: t, log: &logText{t: t}, key: newKey(t)}
 	f.ca = f.issue(nil, f.key.Public(), &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
+	f.listen("127.0.0.1:0", spire)
+	return f
+}
+
+// twin is another server of the same trust domain.
+func (f *far) twin() *far {
+	other := &far{t: f.t, log: f.log, key: f.key, ca: f.ca, serial: 1000}
+	other.listen("127.0.0.1:0", false)
+	return other
+}
+
+func (f *far) listen(address string, spire bool) {
+	t := f.t
+	t.Helper()
 	own := newKey(t)
 	cert := f.issue(f.ca, own.Public(), &x509.Certificate{URIs: []*url.URL{spiffeid.RequireFromPath(td, "/spire/server").URL()}, KeyUsage: x509.KeyUsageDigitalSignature})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,13 +110,13 @@ func startFar(t *testing.T, spire bool) *far {
 	}
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()
-	t.Cleanup(func() {
+	f.stop = sync.OnceFunc(func() {
 		g.Stop()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return f
+	t.Cleanup(f.stop)
 }
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
@@ -201,6 +217,10 @@ func (f *far) Watch(st nodepb.Node_WatchServer) error {
 	if f.watch != nil {
 		return f.watch(st)
 	}
+	return f.push(st)
+}
+
+func (f *far) push(st nodepb.Node_WatchServer) error {
 	if err := st.Send(&nodepb.WatchResponse{Full: true, Entries: []*types.Entry{workload("pushed")}}); err != nil {
 		return err
 	}
@@ -300,6 +320,9 @@ func (f *far) runTo(a Attestor, history History, s *sink) (*Client, *sink, <-cha
 	b.AddX509Authority(f.ca)
 	c := New(Config{Servers: f.set(f.addr), TrustDomain: td, Bootstrap: &word{bundle: b}, Attestor: a, History: history, DataDir: f.t.TempDir(), Logger: slog.New(slog.NewTextHandler(f.log, nil)), Now: time.Now})
 	c.SetSink(s)
+	if f.tune != nil {
+		f.tune(c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, done := make(chan error, 1), make(chan struct{})
 	go func() { defer close(done); ended <- c.Run(ctx) }()

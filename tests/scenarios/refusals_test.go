@@ -72,7 +72,7 @@ func TestAgentRefuses(t *testing.T) {
 	t.Run("without capabilities", func(t *testing.T) {
 		p := shared.place(t)
 		refuses(t, launch(t, append([]string{self}, p.command(t, "assay-agent", p.agent(shared))...)...),
-			"assay-agent: the sensor needs CAP_BPF, CAP_PERFMON: start the agent as root, or give its service these capabilities")
+			"assay-agent: the sensor is not in the kernel, and to put it there needs CAP_BPF, CAP_PERFMON: run `assay-agent load", "or start the agent as root")
 	})
 	if s, err := shared.AgentStatus(t.Context()); err != nil || !s.Connected {
 		t.Errorf("the first agent: %v, %v", s, err)
