@@ -115,7 +115,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		Servers: a.conf.servers, TrustDomain: a.conf.trustDomain, Bootstrap: a.conf.bootstrap, Rebootstrap: a.conf.rebootstrap,
 		Attestor: attestor, History: a.history, Version: a.version, DataDir: a.conf.DataDir, Logger: a.log, Now: time.Now,
 	})
-	a.svids = svids.New(svids.Config{Signer: countedSigner{a.server, a.metrics.Signed}, KeyType: a.conf.keyType, Alive: a.runs, Logger: a.log, Now: time.Now})
+	a.svids = svids.New(svids.Config{Signer: countedSigner{a.server, a.metrics.Signed}, KeyType: a.conf.keyType, Alive: a.runs, Connected: a.server.Connected, Logger: a.log, Now: time.Now})
 	a.server.SetSink(a.svids)
 	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()

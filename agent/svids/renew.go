@@ -98,7 +98,7 @@ func (m *Manager) arm(at time.Time) {
 		return
 	}
 	m.next = at
-	wait := min(max(at.Sub(m.now()), granule), tick)
+	wait := min(max(at.Sub(m.now()), granule, m.pause), tick)
 	if m.timer == nil {
 		m.timer = time.AfterFunc(wait, m.look)
 	} else {
@@ -129,7 +129,9 @@ func (m *Manager) ClockSet() {
 func (m *Manager) look() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	began := time.Now()
 	now, listeners := m.now(), m.listeners()
+	away := !m.failing.Since.IsZero() || m.present != nil && !m.present()
 	m.next = time.Time{}
 	next := now.Add(tick)
 	for key, s := range m.cache {
@@ -137,19 +139,20 @@ func (m *Manager) look() {
 			continue // it is scheduled when it is there
 		}
 		e := m.index.Get(key.entry)
-		if e == nil || !m.needed(key, s, e, listeners, now) {
+		if e == nil || !m.needed(key, s, e, listeners, now, away) {
 			m.drop(key, s)
 		} else if !s.due.IsZero() && s.due.Before(next) {
 			next = s.due
 		}
 	}
+	m.pause = 10 * time.Since(began)
 	if len(m.cache) > 0 {
 		m.arm(next)
 	}
 }
 
 // needed reports whether a slot is to be kept, and wakes its listeners if it is due. With mu held.
-func (m *Manager) needed(key slotKey, s *slot, e *selectors.Entry, listeners map[string][]*Subscription, now time.Time) bool {
+func (m *Manager) needed(key slotKey, s *slot, e *selectors.Entry, listeners map[string][]*Subscription, now time.Time, away bool) bool {
 	switch {
 	case key.kind == JWT:
 		return s.svid != nil && now.Before(s.svid.NotAfter)
@@ -167,7 +170,7 @@ func (m *Manager) needed(key slotKey, s *slot, e *selectors.Entry, listeners map
 		return false
 	case key != key.shared() && m.alive != nil && !m.alive(key.process):
 		return false
-	case now.Sub(s.used) >= m.grace(e) && m.failing.Since.IsZero():
+	case now.Sub(s.used) >= grace(e) && !away:
 		return false
 	}
 	if s.due.IsZero() || now.Before(s.due) {
@@ -183,7 +186,7 @@ func (m *Manager) needed(key slotKey, s *slot, e *selectors.Entry, listeners map
 }
 
 // grace: what is kept for nobody is neither renewed nor kept long. But while the server is away, it is kept to its end.
-func (m *Manager) grace(e *selectors.Entry) time.Duration {
+func grace(e *selectors.Entry) time.Duration {
 	if e.Options.Grace > 0 {
 		return e.Options.Grace
 	}

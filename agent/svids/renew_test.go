@@ -49,6 +49,15 @@ func TestGrace(t *testing.T) {
 		}
 
 		fetch(t, m)
+		connected := false
+		m.present = func() bool { return connected }
+		time.Sleep(2 * defaultGrace)
+		held(3)
+		connected = true
+		time.Sleep(2 * tick)
+		held(1)
+
+		fetch(t, m)
 		m.Entries(false, []*selectors.Entry{entry("new", 0)}, nil, 2)
 		s.fail(errors.New("connection refused"))
 		m.x509(t.Context()) // hears of the fault

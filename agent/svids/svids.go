@@ -72,9 +72,11 @@ type Config struct {
 	KeyType selectors.KeyType
 	// Alive reports whether the process lives and still runs the image. It may be nil: then SVIDs of one process are kept
 	// for the grace after it has exited.
-	Alive  func(selectors.ProcessKey) bool
-	Logger *slog.Logger
-	Now    func() time.Time
+	Alive func(selectors.ProcessKey) bool
+	// Connected reports whether the server is there. It may be nil: then failed tries tell.
+	Connected func() bool
+	Logger    *slog.Logger
+	Now       func() time.Time
 }
 
 // Manager is the node's SVIDs. Make one with New. It is safe for concurrent use.
@@ -82,6 +84,7 @@ type Manager struct {
 	signer  Signer
 	keyType selectors.KeyType
 	alive   func(selectors.ProcessKey) bool
+	present func() bool
 	log     *slog.Logger
 	now     func() time.Time
 	keys    keys.Pool
@@ -98,8 +101,9 @@ type Manager struct {
 	apart    map[slotKey]bool // the slots, without a process, that the server's policy had us keep by process
 	tokens   list.List        // the JWT slots' keys, least recently used last
 	subs     map[*Subscription]struct{}
-	timer    *time.Timer // of look
-	next     time.Time   // when it looks
+	timer    *time.Timer   // of look
+	next     time.Time     // when it looks
+	pause    time.Duration // between two looks at least: with very many SVIDs a look takes its time
 	renewing int
 	failing  Failing
 	revision int64
@@ -110,7 +114,7 @@ type Manager struct {
 
 // New returns a Manager that knows nothing yet; feed it through Entries and Trust.
 func New(c Config) *Manager {
-	m := &Manager{signer: c.Signer, keyType: cmp.Or(c.KeyType, selectors.KeyECP256), alive: c.Alive, log: c.Logger, now: c.Now,
+	m := &Manager{signer: c.Signer, keyType: cmp.Or(c.KeyType, selectors.KeyECP256), alive: c.Alive, present: c.Connected, log: c.Logger, now: c.Now,
 		programs: map[string]int{}, cache: map[slotKey]*slot{}, apart: map[slotKey]bool{}, foreign: map[spiffeid.TrustDomain]*trust.Bundle{},
 		subs: map[*Subscription]struct{}{}, ready: make(chan struct{}), settled: make(chan struct{})}
 	close(m.settled)
