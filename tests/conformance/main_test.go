@@ -43,11 +43,14 @@ var (
 )
 
 // What our own agent serves besides the Workload API. Lines for its configuration file go into ownAgent; then SDS
-// or the broker's address (%s is the folder of the agent's sockets) are asked as with the flags.
+// or the broker's address are asked as with the flags. %s is the folder of the agent's sockets.
 const (
-	ownAgent  = ``
+	ownAgent  = `broker {
+  socket_path = "%s/broker.sock"
+  allow "spiffe://example.org/conformance/one" {}
+}`
 	ownSDS    = true
-	ownBroker = ``
+	ownBroker = "unix://%s/broker.sock"
 )
 
 // at is what is tested.
@@ -112,7 +115,8 @@ func start(ctx context.Context) (*dev.Env, error) {
 	if err := l.Close(); err != nil {
 		return nil, err
 	}
-	o := dev.Options{Bin: bin, Agent: ownAgent, Server: fmt.Sprintf(`federation {
+	dir := fmt.Sprintf("/run/assay-conformance-%d", os.Getpid())
+	o := dev.Options{Bin: bin, Dir: dir, Agent: strings.ReplaceAll(ownAgent, "%s", dir+"/agent"), Server: fmt.Sprintf(`federation {
   bundle_endpoint {
     address = "127.0.0.1"
     port = %s

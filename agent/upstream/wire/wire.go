@@ -128,7 +128,7 @@ func Entry(pb *types.Entry) (*selectors.Entry, error) {
 		return nil, fmt.Errorf("parent ID: %w", err)
 	}
 	e := &selectors.Entry{
-		ID: pb.GetId(), SPIFFEID: id, ParentID: parent, Hint: pb.GetHint(),
+		ID: pb.GetId(), SPIFFEID: id, ParentID: parent, Hint: pb.GetHint(), Admin: pb.GetAdmin(), Downstream: pb.GetDownstream(),
 		Revision: pb.GetRevisionNumber(), CreatedAt: time.Unix(pb.GetCreatedAt(), 0),
 		FederatesWith: pb.GetFederatesWith(), DNSNames: pb.GetDnsNames(),
 		X509SVIDTTL: time.Duration(pb.GetX509SvidTtl()) * time.Second,
