@@ -45,7 +45,7 @@ var (
 // What our own agent serves besides the Workload API. Lines for its configuration file go into ownAgent; then SDS
 // or the broker's address are asked as with the flags. %s is the folder of the agent's sockets.
 const (
-	ownAgent  = `broker {
+	ownAgent = `broker {
   socket_path = "%s/broker.sock"
   allow "spiffe://example.org/conformance/one" {}
 }`
