@@ -3,13 +3,16 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/assay-id/assay/agent/caller"
 	"github.com/assay-id/assay/agent/delivery"
+	"github.com/assay-id/assay/agent/life"
 	"github.com/assay-id/assay/agent/metrics"
 	"github.com/assay-id/assay/agent/svids"
 	"github.com/assay-id/assay/agent/trust"
@@ -42,9 +45,12 @@ func (a *Agent) listenHTTP() (*observe.Endpoints, error) {
 func (a *Agent) state() metrics.State {
 	known := a.svids.State()
 	s := metrics.State{
-		Tier: a.evidence.Tier().String(), Connected: a.server.Connected(),
+		Tier: a.evidence.Tier().String(), Connected: a.server.Connected(), Conversation: string(a.server.State().State), FailingSince: known.Failing.Since,
 		Entries: known.Entries, SVIDs: known.SVIDs, Subscriptions: known.Subscriptions, Streams: int(a.streams.Load()),
 		Revision: known.Revision, Synced: known.Synced, FirstSVIDEnds: a.svids.FirstEnd(),
+	}
+	for _, state := range life.States() {
+		s.States = append(s.States, string(state))
 	}
 	if _, until, ok := a.server.Identity(); ok {
 		s.NodeSVIDEnds = until
@@ -60,14 +66,17 @@ func (a *Agent) state() metrics.State {
 
 // parts tell how the agent is. It works as long as it can answer workloads, the server's presence or not.
 func (a *Agent) parts(context.Context) map[string]observe.Part {
-	p := map[string]observe.Part{"workload_api": {}, "server": {}, "sensor": {}}
+	p := map[string]observe.Part{"workload_api": {}, "server": {}, "renewal": {}, "sensor": {}}
 	select {
 	case <-a.svids.Ready():
 	default:
 		p["workload_api"] = observe.Part{Fault: errors.New("the agent has no entries and bundle from the server yet"), Hinders: true}
 	}
-	if !a.server.Connected() {
-		p["server"] = observe.Part{Fault: errors.New("there is no conversation with the server: the agent's log says why")}
+	if now := a.server.State(); now.State != life.Following {
+		p["server"] = observe.Part{Fault: fmt.Errorf("the agent is %s, and not following the server: %s", now.State, cmp.Or(now.Reason, "it has just begun"))}
+	}
+	if f := a.svids.State().Failing; !f.Since.IsZero() {
+		p["renewal"] = observe.Part{Fault: fmt.Errorf("SVIDs are not renewed since %s: %s", f.Since.UTC().Format(time.RFC3339), f.Error)}
 	}
 	if a.sensor == nil {
 		p["sensor"] = observe.Part{Fault: a.blind}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"reflect"
 	"strings"
 )
 
@@ -56,11 +57,24 @@ func Validate(m *MetricsConfig, h *HealthConfig, logFormat string) error {
 	return nil
 }
 
-// NewLogger logs lines of text, or of JSON if the format is "json".
+// NewLogger logs lines of text, or of JSON if the format is "json". Both say durations, numbers with names and addresses alike.
 func NewLogger(out io.Writer, format string, level slog.Leveler) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(out, options))
+		return slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level, ReplaceAttr: legible}))
 	}
-	return slog.New(slog.NewTextHandler(out, options))
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+}
+
+// legible has JSON show what text does: 1.5s and not 1500000000.
+func legible(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	s, ok := a.Value.Any().(fmt.Stringer)
+	if p := reflect.ValueOf(s); ok && a.Value.Kind() == slog.KindAny && (p.Kind() != reflect.Pointer || !p.IsNil()) {
+		if _, level := s.(slog.Level); !level {
+			a.Value = slog.StringValue(s.String())
+		}
+	}
+	return a
 }

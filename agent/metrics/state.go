@@ -17,6 +17,8 @@ type State struct {
 	Connected    bool
 	Conversation string
 	States       []string
+	// FailingSince is when the renewal of SVIDs began to fail; zero: it does not.
+	FailingSince time.Time
 	// NodeSVIDEnds is zero without an identity.
 	NodeSVIDEnds time.Time
 
@@ -67,6 +69,12 @@ func Register(r prometheus.Registerer, read func() State) {
 		}
 	})
 	moment("node_svid_expiry_timestamp_seconds", "When the node's own SVID ends, Unix time.", func(s *State) time.Time { return s.NodeSVIDEnds })
+	v.Gauge(name("renewals_failing"), "1 while SVIDs that are due are not renewed.", func(s *State) (float64, bool) {
+		if s.FailingSince.IsZero() {
+			return 0, true
+		}
+		return 1, true
+	})
 	count("entries", "Registration entries that the server gave this node.", func(s *State) int { return s.Entries })
 	count("cached_svids", "SVIDs of workloads in memory.", func(s *State) int { return s.SVIDs })
 	count("subscriptions", "Streams that wait for news of their identities.", func(s *State) int { return s.Subscriptions })
