@@ -126,7 +126,7 @@ var varies = []struct{ pattern, name string }{
 	{`Authority ID: [A-Za-z0-9]{32}\b`, "Authority ID: KEY"},
 	{`\b127\.0\.0\.1:\d+`, "ADDRESS"},
 	{`after [\d.]+[mµ]?s`, "after TIME"},
-	{`\(reference \w+\)`, ""}, // ours names its log's line
+	{`\(reference \w+\)`, ""},      // ours names its log's line
 	{`\s*([{}\[\],]|":)\s*`, "$1"}, // JSON, indented or not
 	{`"(sequence_number|uptime)": ?"?\d+"?`, `"$1":NUMBER`},
 	{`"spiffe_sequence": ?\d+`, `"spiffe_sequence": NUMBER`},
