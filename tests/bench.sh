@@ -5,4 +5,4 @@ set -eu
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/local/go/bin"
 CGO_ENABLED=0 go build -o bin/ ./tests/bench
-for b in ${*:-fetch kernel propagate agents}; do bin/bench "$b"; done
+for b in ${*:-fetch calls entries kernel propagate agents}; do bin/bench "$b"; done

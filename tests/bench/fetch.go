@@ -109,6 +109,11 @@ func (b bareServer) FetchX509SVID(_ *pb.X509SVIDRequest, st grpc.ServerStreaming
 }
 
 func bare(socket, file string) error {
+	return bareWith(socket, file, func(b bareServer) pb.SpiffeWorkloadAPIServer { return b })
+}
+
+// bareWith serves the bytes of the file as what as makes of them.
+func bareWith(socket, file string, as func(bareServer) pb.SpiffeWorkloadAPIServer) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return err
@@ -122,7 +127,7 @@ func bare(socket, file string) error {
 		return err
 	}
 	s := grpc.NewServer()
-	pb.RegisterSpiffeWorkloadAPIServer(s, bareServer{resp: &resp})
+	pb.RegisterSpiffeWorkloadAPIServer(s, as(bareServer{resp: &resp}))
 	return s.Serve(l)
 }
 

@@ -4,6 +4,8 @@
 // physical limit in the same run, the two sides in turn, because machines are noisy.
 //
 //	bench fetch        cold FetchX509SVID against a bare gRPC server that sends the same bytes
+//	bench calls        what an open connection asks for, against a bare gRPC server that signs and checks
+//	bench entries [n]  an agent with many entries (10000): its memory, and from its start until it has them
 //	bench kernel       what every process does, with the sensor in the kernel and without
 //	bench propagate    a change of an entry until the open stream has the new SVID
 //	bench streams [n]  an agent with open streams (10000): memory, a rotation of all, the end of one
@@ -36,6 +38,8 @@ func run(args []string) error {
 	switch {
 	case len(args) == 3 && args[0] == "bare":
 		return bare(args[1], args[2])
+	case len(args) == 3 && args[0] == "signer":
+		return beSigner(args[1], args[2])
 	case len(args) == 2 && args[0] == "broadcast":
 		return broadcast(args[1])
 	case len(args) == 2 && args[0] == "closer":
@@ -45,10 +49,12 @@ func run(args []string) error {
 	case len(args) == 1 && args[0] == "kernel":
 		return kernelCost()
 	case len(args) == 1 && args[0] == "fetch":
-		return with(ctx, fetch)
+		return with(ctx, "", fetch)
+	case len(args) == 1 && args[0] == "calls":
+		return with(ctx, unlimited, calls)
 	case len(args) == 1 && args[0] == "propagate":
-		return with(ctx, propagate)
-	case len(args) > 0 && len(args) < 3 && (args[0] == "agents" || args[0] == "streams"):
+		return with(ctx, "", propagate)
+	case len(args) > 0 && len(args) < 3 && slices.Contains([]string{"agents", "streams", "entries"}, args[0]):
 		n := 10_000
 		if len(args) == 2 {
 			var err error
@@ -56,17 +62,20 @@ func run(args []string) error {
 				return fmt.Errorf("%q: how many %s?", args[1], args[0])
 			}
 		}
-		if args[0] == "streams" {
+		switch args[0] {
+		case "streams":
 			return streams(ctx, n)
+		case "entries":
+			return with(ctx, "", entries(n))
 		}
 		return agents(ctx, n)
 	}
-	return errors.New("usage: bench fetch | kernel | propagate | streams [n] | agents [n]")
+	return errors.New("usage: bench fetch | calls | entries [n] | kernel | propagate | streams [n] | agents [n]")
 }
 
-// with runs f on a machine of its own.
-func with(ctx context.Context, f func(context.Context, *dev.Env) error) (err error) {
-	env, err := dev.Start(ctx, dev.Options{Agent: os.Getenv("BENCH_AGENT")})
+// with runs f on a machine of its own, whose agent has these lines of configuration.
+func with(ctx context.Context, agent string, f func(context.Context, *dev.Env) error) (err error) {
+	env, err := dev.Start(ctx, dev.Options{Agent: agent + os.Getenv("BENCH_AGENT")})
 	if err != nil {
 		return err
 	}
