@@ -30,6 +30,11 @@ func (s *adminServer) Status(context.Context, *adminpb.StatusRequest) (*adminpb.
 		resp.NextTry = now.Next.Unix()
 	}
 	resp.Degraded = s.a.server.Degraded()
+	if s.a.offline != nil {
+		if text := s.a.offline.Status(); text != "" {
+			resp.Degraded = append(resp.Degraded, text)
+		}
+	}
 	if !state.Synced.IsZero() {
 		resp.SyncedAt = state.Synced.Unix()
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/assay-id/assay/agent/clock"
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/history"
+	"github.com/assay-id/assay/agent/keep"
 	"github.com/assay-id/assay/agent/limits"
 	"github.com/assay-id/assay/agent/metrics"
 	"github.com/assay-id/assay/agent/operate"
@@ -36,6 +37,7 @@ import (
 	"github.com/assay-id/assay/observe"
 	adminpb "github.com/assay-id/assay/proto/agentadmin"
 	"github.com/assay-id/assay/selectors"
+	"github.com/assay-id/assay/tpm/device"
 )
 
 // Agent is one node's agent. Make one with New, run it once.
@@ -51,6 +53,8 @@ type Agent struct {
 	attestor *attest.Attestor
 	server   *upstream.Client
 	svids    *svids.Manager
+	tpm      *device.Device // nil: none is used
+	offline  *keep.Keeper   // nil: nothing is kept over a restart
 	history  *history.Log
 	memory   *delivery.Memory
 	streams  atomic.Int32
@@ -120,6 +124,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.attestor = attest.New(a.evidence, a.log)
 	defer func() { err = errors.Join(err, a.attestor.Close()) }()
 
+	if err := a.openOffline(); err != nil {
+		return err
+	}
 	faces, err := a.listen(ctx)
 	if err != nil {
 		return err
@@ -179,6 +186,9 @@ func (a *Agent) serve(ctx context.Context, faces []*face, servers []served, http
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.server.Run(ctx) })
+	if a.offline != nil {
+		group.Go(func() error { return a.offline.Run(ctx) })
+	}
 	group.Go(func() error { return http.Serve(ctx) })
 	group.Go(func() error {
 		return clock.Watch(ctx, func() {

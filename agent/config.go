@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -43,6 +44,13 @@ type Config struct {
 	// configured above, for nodes that can attest again; with "always" the others do not start.
 	RebootstrapMode  string `hcl:"rebootstrap_mode,optional"`
 	RebootstrapDelay string `hcl:"rebootstrap_delay,optional"`
+	// OfflineRestart says whether a restarted agent serves, until a server answers, what it knew: entries, bundles and X.509-SVIDs
+	// with their keys. "never" (default) writes no workload's key to disk; "tpm" writes them for this TPM in the state of
+	// OfflinePCRs (default 0 to 9) alone; "disk" for whoever reads data_dir. It is over OfflineMaxAge (default "1h") after the
+	// server was last heard. docs/offline.md tells what that weakens.
+	OfflineRestart string `hcl:"offline_restart,optional"`
+	OfflineMaxAge  string `hcl:"offline_max_age,optional"`
+	OfflinePCRs    []int  `hcl:"offline_pcrs,optional"`
 	// DataDir holds the node's SVID and the bundle between runs (default /var/lib/assay/agent).
 	DataDir string `hcl:"data_dir,optional"`
 	// SocketPath of the Workload API (default /run/assay/agent/api.sock), mode 0777.
@@ -164,6 +172,8 @@ type prepared struct {
 	keyType     selectors.KeyType
 	sockets     []*socket
 	brokers     *brokers // nil: there are none
+
+	offlineMaxAge time.Duration
 }
 
 // Validate reports the first thing in the configuration that can not work, in one sentence.
@@ -245,6 +255,9 @@ func (c Config) prepare() (*prepared, error) {
 	}
 	if c.DevID != nil {
 		fallback(&c.DevID.Device, "/dev/tpmrm0")
+	}
+	if err := p.prepareOffline(); err != nil {
+		return nil, err
 	}
 	return p, p.prepareServers()
 }

@@ -25,18 +25,24 @@ func (a *Agent) nodeAttestor(ctx context.Context) (upstream.Attestor, func(), er
 		_, err := pop.Load()
 		return pop, func() {}, err
 	case c.DevID != nil:
-		return c.DevID.open(ctx, a.metrics.TPM)
+		attestor, d, err := c.DevID.open(ctx, a.metrics.TPM)
+		if err != nil {
+			return nil, nil, err
+		}
+		a.tpm = d
+		return attestor, func() { d.Close() }, nil
 	default:
 		d, err := device.Open(ctx, device.Config{Path: c.TPM.Device, EK: c.TPM.EK, Observe: a.metrics.TPM})
 		if err != nil {
 			return nil, nil, err
 		}
+		a.tpm = d
 		return proof.NewTPM(d), func() { d.Close() }, nil
 	}
 }
 
 // open loads the DevID key into the TPM.
-func (c DevIDConfig) open(ctx context.Context, observe func(command []byte, took time.Duration)) (upstream.Attestor, func(), error) {
+func (c DevIDConfig) open(ctx context.Context, observe func(command []byte, took time.Duration)) (upstream.Attestor, *device.Device, error) {
 	public, err := os.ReadFile(c.PubPath)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpm_devid: devid_pub_path: %w", err)
@@ -57,5 +63,5 @@ func (c DevIDConfig) open(ctx context.Context, observe func(command []byte, took
 	if err != nil {
 		return nil, nil, errors.Join(err, d.Close())
 	}
-	return attestor, func() { d.Close() }, nil
+	return attestor, d, nil
 }
