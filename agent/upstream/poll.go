@@ -8,13 +8,10 @@ import (
 	"time"
 
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
-	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	nodepb "github.com/assay-id/assay/proto/node"
 )
 
 // pollInterval and its jitter of a tenth are those of SPIRE's agent; pollTimeout bounds one poll.
@@ -33,8 +30,9 @@ var spireLacks = []string{
 
 // poll asks a server of SPIRE's for bundle, entries and the bundles that these name in turn, until that fails.
 func (c *Client) poll(ctx context.Context, conn *grpc.ClientConn, back *backoff) error {
+	p := poller{conn: conn, first: true}
 	for {
-		if err := c.pollOnce(ctx, conn); err != nil {
+		if err := c.pollOnce(ctx, &p); err != nil {
 			return verdict(err)
 		}
 		back.reset()
@@ -46,27 +44,32 @@ func (c *Client) poll(ctx context.Context, conn *grpc.ClientConn, back *backoff)
 	}
 }
 
-func (c *Client) pollOnce(ctx context.Context, conn *grpc.ClientConn) error {
+func (c *Client) pollOnce(ctx context.Context, p *poller) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
-	bundle, err := bundlev1.NewBundleClient(conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
+	bundle, err := bundlev1.NewBundleClient(p.conn).GetBundle(ctx, &bundlev1.GetBundleRequest{})
 	if err != nil {
 		return err
 	}
-	entries, err := entryv1.NewEntryClient(conn).GetAuthorizedEntries(ctx, &entryv1.GetAuthorizedEntriesRequest{}, grpc.MaxCallRecvMsgSize(maxFeedMessage))
+	msg, err := p.entries(ctx)
 	if err != nil {
 		return err
 	}
-	federated, err := foreignBundles(ctx, conn, entries.Entries)
-	if err != nil {
+	if msg.Federated, err = foreignBundles(ctx, p.conn, p.known); err != nil {
 		return err
 	}
-	_, err = c.deliver(&nodepb.WatchResponse{Full: true, Entries: entries.Entries, Bundle: bundle, Federated: federated}, true)
-	return err
+	msg.Bundle = bundle
+	if _, err = c.deliver(msg, true); err != nil {
+		return err
+	}
+	if !msg.Full && len(msg.Entries)+len(msg.Removed) == 0 {
+		c.sink.Entries(false, nil, nil, 0) // nothing changed, up to now
+	}
+	return nil
 }
 
 // foreignBundles are those that the server has of the trust domains that entries federate with.
-func foreignBundles(ctx context.Context, conn *grpc.ClientConn, entries []*types.Entry) (out []*types.Bundle, _ error) {
+func foreignBundles(ctx context.Context, conn *grpc.ClientConn, entries map[string]*types.Entry) (out []*types.Bundle, _ error) {
 	asked := map[string]bool{}
 	for _, e := range entries {
 		for _, name := range e.FederatesWith {

@@ -4,13 +4,21 @@ package upstream
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	"github.com/assay-id/assay/agent/proof"
 	"github.com/assay-id/assay/agent/trust"
@@ -28,7 +36,7 @@ func TestServerOfSPIRE(t *testing.T) {
 	f.mu.Lock()
 	f.polled = append(f.polled, workload("second"))
 	f.mu.Unlock()
-	s.gets(t, "true [polled second]")
+	s.gets(t, "false [second]")
 	if !c.Connected() {
 		t.Error("not connected")
 	}
@@ -87,8 +95,98 @@ func TestForeignBundlesOfSPIRE(t *testing.T) {
 	f.mu.Lock()
 	delete(f.foreign, "one.test")
 	f.mu.Unlock()
-	s.gets(t, "true [polled]")
+	s.gets(t, "false []")
 	if c := <-changes; !c.Full || len(c.Foreign) != 0 {
 		t.Errorf("a bundle that is gone: %+v", c)
+	}
+}
+
+// syncs is a server of SPIRE's with more entries than fit a page of two.
+func (f *far) SyncAuthorizedEntries(st entryv1.Entry_SyncAuthorizedEntriesServer) error {
+	f.mu.Lock()
+	all, asked := f.polled, f.asked
+	f.mu.Unlock()
+	if asked == nil {
+		return status.Error(codes.Unimplemented, "not here")
+	}
+	if _, err := st.Recv(); err != nil {
+		return err
+	}
+	if len(all) <= 2 {
+		return st.Send(&entryv1.SyncAuthorizedEntriesResponse{Entries: all})
+	}
+	for i, e := range all {
+		page := &entryv1.SyncAuthorizedEntriesResponse{EntryRevisions: []*entryv1.EntryRevision{{Id: e.Id, RevisionNumber: e.RevisionNumber, CreatedAt: e.CreatedAt}}, More: i+1 < len(all)}
+		if err := st.Send(page); err != nil {
+			return err
+		}
+	}
+	for {
+		req, err := st.Recv()
+		if err != nil {
+			return nil
+		}
+		for i, id := range req.Ids {
+			asked <- id
+			page := &entryv1.SyncAuthorizedEntriesResponse{More: i+1 < len(req.Ids)}
+			if at := slices.IndexFunc(all, func(e *types.Entry) bool { return e.Id == id }); at >= 0 {
+				page.Entries = all[at : at+1]
+			}
+			if err := st.Send(page); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// TestSyncWithSPIRE: only what changed is asked for and delivered, whether the server sends entries or revisions.
+func TestSyncWithSPIRE(t *testing.T) {
+	f := startFar(t, true)
+	asked := make(chan string, 16)
+	f.asked = asked
+	conn, err := grpc.NewClient(f.addr, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	p := &poller{conn: conn, first: true}
+	at := func(id string, revision int64) *types.Entry {
+		e := workload(id)
+		e.RevisionNumber = revision
+		return e
+	}
+	for _, c := range []struct {
+		has     []*types.Entry
+		changed string
+		removed string
+		asked   int
+	}{
+		{[]*types.Entry{at("a", 1), at("b", 1)}, "a b", "", 0},
+		{[]*types.Entry{at("a", 1), at("b", 2)}, "b", "", 0},
+		{[]*types.Entry{at("a", 1), at("b", 2), at("c", 1), at("d", 1)}, "c d", "", 2},
+		{[]*types.Entry{at("a", 1), at("b", 2), at("c", 1), at("d", 1)}, "", "", 0},
+		{[]*types.Entry{at("a", 1), at("c", 2), at("e", 1)}, "c e", "b d", 2},
+		{nil, "", "a c e", 0},
+	} {
+		f.mu.Lock()
+		f.polled = c.has
+		f.mu.Unlock()
+		full := p.first
+		msg, err := p.entries(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var changed []string
+		for _, e := range msg.Entries {
+			changed = append(changed, e.Id)
+		}
+		slices.Sort(changed)
+		slices.Sort(msg.Removed)
+		if got := strings.Join(changed, " "); got != c.changed || strings.Join(msg.Removed, " ") != c.removed || len(asked) != c.asked || msg.Full != full {
+			t.Errorf("%v: changed %s, removed %s, asked for %d, full %v", c.has, got, msg.Removed, len(asked), msg.Full)
+		}
+		for len(asked) > 0 {
+			<-asked
+		}
 	}
 }

@@ -64,6 +64,7 @@ type far struct {
 	// requote holds a conversation; nil ends it at once with Unimplemented.
 	requote func(stream nodepb.Node_RequoteServer) error
 	polled  []*types.Entry
+	asked   chan string // IDs, by an agent that syncs; nil: this server can not
 	// foreign are the bundles that a server of SPIRE's has.
 	foreign map[string]*types.Bundle
 
