@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -42,7 +43,7 @@ func (a *Agent) listen(ctx context.Context) (faces []*face, err error) {
 		return nil, err
 	}
 	l := a.conf.Limits
-	connections := limits.NewCount(l.Connections, l.ConnectionsPerCaller)
+	connections := limits.NewCount(a.roomFor(l.Connections), l.ConnectionsPerCaller)
 	bounds := delivery.NewLimits(caller.Who, limits.NewCount(l.Streams, l.StreamsPerCaller), l.rates(time.Now), a.log)
 	a.turns = limits.NewTurns(attestAtATime, max(2, runtime.GOMAXPROCS(0)/2))
 	for _, s := range a.conf.sockets {
@@ -57,6 +58,24 @@ func (a *Agent) listen(ctx context.Context) (faces []*face, err error) {
 		faces = append(faces, &face{listener, a.faceServer(s, bounds)})
 	}
 	return faces, nil
+}
+
+// ownFiles are descriptors that the agent needs beside those of connections, which take a socket and a pidfd each.
+const ownFiles = 512
+
+// roomFor is how many connections may be open at most: with none left for a file, nobody could be attested.
+func (a *Agent) roomFor(connections int) int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil { // never, for a limit that there is
+		return connections
+	}
+	most := max(int(min(files.Cur, 1<<30))-ownFiles, 2) / 2
+	if most >= connections {
+		return connections
+	}
+	a.log.Warn("fewer connections than configured: the agent may not open enough files; set LimitNOFILE in its unit, or connections in its block limits",
+		"connections", most, "configured", connections, "files", files.Cur)
+	return most
 }
 
 func closeFaces(faces []*face) (err error) {
