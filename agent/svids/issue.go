@@ -103,8 +103,9 @@ func (m *Manager) one(ctx context.Context, c Caller, e *selectors.Entry, kind Ki
 		s.used = now
 		r.renews = s.is(set, audience) && m.good(s, e)
 		if r.renews && (now.Before(half(s.svid)) || s.pending != nil || now.Before(s.retry) || m.busy(key, s)) {
+			last := s.svid
 			m.mu.Unlock()
-			return s.svid, nil
+			return last, nil
 		}
 		if wait := s.pending; wait != nil {
 			m.mu.Unlock()
