@@ -230,8 +230,7 @@ func (e *Env) StartAgent(ctx context.Context) error {
 			return err
 		})
 	}
-	var err error
-	if e.agent, err = e.start("assay-agent", e.AgentConfig()); err != nil {
+	if err := e.StartAgentAlone(ctx); err != nil {
 		return err
 	}
 	return e.agent.wait(ctx, func(ctx context.Context) error {
@@ -244,6 +243,17 @@ func (e *Env) StartAgent(ctx context.Context) error {
 		}
 		e.NodeID = s.AgentId
 		return nil
+	})
+}
+
+// StartAgentAlone starts an agent that StartAgent started before, and does not wait for a server.
+func (e *Env) StartAgentAlone(ctx context.Context) (err error) {
+	if e.agent, err = e.start("assay-agent", e.AgentConfig()); err != nil {
+		return err
+	}
+	return e.agent.wait(ctx, func(ctx context.Context) error {
+		_, err := e.AgentStatus(ctx)
+		return err
 	})
 }
 
