@@ -61,6 +61,7 @@ type Agent struct {
 	turns    *limits.Turns // of attestations
 	registry *prometheus.Registry
 	metrics  *metrics.Instruments
+	tracing  *observe.Tracing // nil: off
 	onReady  func()
 }
 
@@ -80,8 +81,7 @@ func New(c Config, version string, out io.Writer) (*Agent, error) {
 	a := &Agent{conf: p, version: version, onReady: func() {}, memory: delivery.NewMemory()}
 	a.level.Set(p.level)
 	a.log = observe.NewLogger(out, p.LogFormat, &a.level)
-	a.instrument()
-	return a, nil
+	return a, a.instrument()
 }
 
 // OnReady has f called when workloads can connect, whether or not the server can be reached. Call it before Run.
@@ -95,6 +95,7 @@ func (a *Agent) Alive(ctx context.Context) error {
 
 // Run runs the agent until ctx ends. The sensor's records stay in the kernel for the next run.
 func (a *Agent) Run(ctx context.Context) (err error) {
+	defer a.tracing.Close()
 	if err := os.MkdirAll(a.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}

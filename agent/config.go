@@ -89,6 +89,8 @@ type Config struct {
 	// Metrics for Prometheus (docs/metrics.md), and Health for probes, over HTTP (default: neither).
 	Metrics *observe.MetricsConfig `hcl:"metrics,block"`
 	Health  *observe.HealthConfig  `hcl:"health,block"`
+	// Tracing sends traces to an OpenTelemetry collector (default: none).
+	Tracing *observe.TracingConfig `hcl:"tracing,block"`
 
 	// Sockets are more sockets, for example with fewer identities; Limits bound what one caller can take of the agent.
 	Sockets []SocketConfig `hcl:"socket,block"`
@@ -223,7 +225,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	if err := observe.Validate(c.Metrics, c.Health, c.LogFormat); err != nil {
+	if err := errors.Join(observe.Validate(c.Metrics, c.Health, c.LogFormat), c.Tracing.Validate()); err != nil {
 		return nil, err
 	}
 	if err := p.prepareSockets(); err != nil {

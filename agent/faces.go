@@ -122,7 +122,7 @@ func (a *Agent) faceServer(s *socket, bounds *delivery.Limits) *grpc.Server {
 	if len(s.delegates) > 0 {
 		streams = streamsPerDelegate
 	}
-	options := slices.Concat(a.metrics.Calls.Options(), bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
+	options := slices.Concat(a.tracing.Server(false), a.metrics.Calls.Options(), bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
 		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streams), grpc.ConnectionTimeout(preface),
 		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
 	})

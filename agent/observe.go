@@ -21,7 +21,7 @@ import (
 )
 
 // instrument makes what counts, before anything happens.
-func (a *Agent) instrument() {
+func (a *Agent) instrument() (err error) {
 	a.registry = observe.NewRegistry(metrics.Namespace, a.version)
 	kinds := []string{svids.X509.String(), svids.JWT.String(), svids.WIT.String()}
 	reasons := []string{delivery.NoEntry, delivery.ByServer, delivery.NoFacts}
@@ -30,6 +30,9 @@ func (a *Agent) instrument() {
 	}
 	a.metrics = metrics.New(a.registry, kinds, reasons)
 	a.memory.OnDenial(a.metrics.CallerRefused)
+	a.tracing, err = observe.NewTracing(a.conf.Tracing, "assay-agent", a.version, a.log)
+	a.conf.servers.Use(a.tracing.Client()...)
+	return err
 }
 
 // listenHTTP opens what operators and their tools look at. All that a scrape reads is there by now.

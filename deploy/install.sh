@@ -17,6 +17,8 @@ done
 put 0644 sysusers.conf /usr/lib/sysusers.d/assay.conf
 put 0644 tmpfiles.conf /usr/lib/tmpfiles.d/assay.conf
 put 0644 ../docs/deploy.md /usr/share/doc/assay/deploy.md
+put 0644 grafana/assay.json /usr/share/doc/assay/grafana.json
+put 0644 prometheus/alerts.yml /usr/share/doc/assay/alerts.yml
 for conf in server.hcl agent.hcl; do
 	put 0644 "etc/$conf" "/usr/share/doc/assay/examples/$conf"
 	[ -e "$dest/etc/assay/$conf" ] || put 0640 "etc/$conf" "/etc/assay/$conf"

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,6 +69,8 @@ type Config struct {
 	// Metrics for Prometheus (docs/metrics.md), and Health for probes, over HTTP (default: neither).
 	Metrics *observe.MetricsConfig `hcl:"metrics,block"`
 	Health  *observe.HealthConfig  `hcl:"health,block"`
+	// Tracing sends traces to an OpenTelemetry collector (default: none).
+	Tracing *observe.TracingConfig `hcl:"tracing,block"`
 
 	// CASubject names the X.509 authorities (default C=US, O=SPIFFE).
 	CASubject *SubjectConfig `hcl:"ca_subject,block"`
@@ -183,7 +186,7 @@ func (c Config) prepare() (*prepared, error) {
 	if err := p.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return nil, fmt.Errorf("log_level %q: write debug, info, warn or error", c.LogLevel)
 	}
-	if err := observe.Validate(c.Metrics, c.Health, c.LogFormat); err != nil {
+	if err := errors.Join(observe.Validate(c.Metrics, c.Health, c.LogFormat), c.Tracing.Validate()); err != nil {
 		return nil, err
 	}
 	for _, step := range []func() error{p.readTimes, p.readCA, p.readAttestors, p.readGroups, p.readStore, p.readCluster, p.readFederation, p.readOIDC, p.readRevocation, p.readCallers, p.readPolicies} {

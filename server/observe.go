@@ -22,7 +22,7 @@ import (
 )
 
 // instrument makes what counts, before anything happens.
-func (s *Server) instrument() {
+func (s *Server) instrument() (err error) {
 	s.registry = observe.NewRegistry(metrics.Namespace, s.version)
 	var types []string
 	for name, on := range map[string]bool{"tpm": s.conf.tpm != nil, "tpm_devid": s.conf.devid != nil, "x509pop": s.conf.x509pop != nil, "join_token": s.conf.JoinToken != nil} {
@@ -31,6 +31,8 @@ func (s *Server) instrument() {
 		}
 	}
 	s.metrics = metrics.New(s.registry, types)
+	s.tracing, err = observe.NewTracing(s.conf.Tracing, "assay-server", s.version, s.log)
+	return err
 }
 
 // listenHTTP opens what operators and their tools look at. All that a scrape reads is there by now.

@@ -46,6 +46,7 @@ type Server struct {
 	version  string
 	registry *prometheus.Registry
 	metrics  *metrics.Instruments
+	tracing  *observe.Tracing // nil: off
 
 	streams *api.Streams
 	store   *store.Store
@@ -76,7 +77,9 @@ func New(c Config, version string, out io.Writer) (*Server, error) {
 	s.level.Set(p.level)
 	s.onReady = func() {}
 	s.log = observe.NewLogger(out, p.LogFormat, &s.level)
-	s.instrument()
+	if err := s.instrument(); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -96,6 +99,7 @@ const openTimeout = 2 * time.Minute
 
 // Run runs the server until ctx ends.
 func (s *Server) Run(ctx context.Context) (err error) {
+	defer s.tracing.Close()
 	if err := os.MkdirAll(s.conf.DataDir, 0o700); err != nil {
 		return fmt.Errorf("data_dir: %w", err)
 	}
@@ -226,7 +230,7 @@ func (s *Server) open(ctx context.Context) (closeAll func(), err error) {
 	}
 	s.api = api.New(api.Config{
 		TrustDomain: c.trustDomain, Entries: s.entries, Signer: countedSigner{s.ca, s.metrics.Signed}, Federation: s.federation, Revocations: s.revocations, Nodes: s.nodes, Inventory: s.devices, Continuous: countedContinuous{s.continuous, s.metrics.Requoted}, EKRoots: c.ekRoots, Attestors: s.attestors(),
-		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Options: s.metrics.Calls.Options(), Policies: s.policies, Logger: s.log, Level: &s.level,
+		AllowWithoutEvidence: c.AllowWithoutEvidence, ServerSVID: s.svid.get, Streams: s.streams, AdminIDs: c.adminIDs, Roles: c.roles, Limits: c.limits, Options: append(s.tracing.Server(true), s.metrics.Calls.Options()...), Policies: s.policies, Logger: s.log, Level: &s.level,
 	})
 	closers = append(closers, s.nodes.OnChange(func(agent spiffeid.ID) {
 		s.entries.NodeChanged(agent)

@@ -35,6 +35,7 @@ const (
 type Set struct {
 	names  []string // host:port
 	lookup func(ctx context.Context, host string) ([]string, error)
+	options []grpc.DialOption
 
 	mu            sync.Mutex
 	several       bool // the last lookup found more than one
@@ -87,11 +88,14 @@ type Conn struct {
 	r *answers
 }
 
+// Use adds options to the connections. Call it before the first Dial.
+func (s *Set) Use(options ...grpc.DialOption) { s.options = append(s.options, options...) }
+
 // Dial returns a connection that goes to the first server that answers. It is made when it is used.
 func (s *Set) Dial(creds credentials.TransportCredentials) (*Conn, error) {
 	r := &answers{set: s, wake: make(chan struct{}, 1)}
-	conn, err := grpc.NewClient(scheme+":///", grpc.WithResolvers(r), grpc.WithTransportCredentials(creds),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}))
+	conn, err := grpc.NewClient(scheme+":///", append(slices.Clip(s.options), grpc.WithResolvers(r), grpc.WithTransportCredentials(creds),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}))...)
 	if err != nil {
 		return nil, fmt.Errorf("server address %s: %w", s, err)
 	}
