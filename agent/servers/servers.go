@@ -33,8 +33,8 @@ const (
 
 // Set is the servers that an agent may talk to, for concurrent use.
 type Set struct {
-	names  []string // host:port
-	lookup func(ctx context.Context, host string) ([]string, error)
+	names   []string // host:port
+	lookup  func(ctx context.Context, host string) ([]string, error)
 	options []grpc.DialOption
 
 	mu            sync.Mutex
