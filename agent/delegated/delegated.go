@@ -14,7 +14,6 @@ package delegated
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 
@@ -162,9 +161,10 @@ func (s *Server) described(list []*types.Selector) (delivery.Workload, error) {
 	}
 	parsed := make([]selectors.Selector, len(list))
 	for i, x := range list {
+		given := selectors.Selector{Type: x.GetType(), Value: x.GetValue()}
 		var err error
-		if parsed[i], err = selectors.Parse(fmt.Sprintf("%s:%s", x.GetType(), x.GetValue())); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "could not parse provided selectors: %v", err)
+		if parsed[i], err = selectors.Parse(given.String()); err != nil || parsed[i] != given {
+			return nil, status.Errorf(codes.InvalidArgument, "could not parse provided selectors: %q is no selector", given)
 		}
 	}
 	return description{set: selectors.NewSet(parsed...)}, nil
