@@ -25,7 +25,11 @@ func TestGrace(t *testing.T) {
 		s := newServer(t)
 		short, usual, long := entry("a", 0), entry("b", 0), entry("c", 0)
 		short.Options.Grace, long.Options.Grace = time.Minute, 5*time.Hour
-		m := manager(s, short, usual, long)
+		var connected atomic.Bool
+		connected.Store(true)
+		m := New(Config{Signer: s, Connected: connected.Load, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+		m.Trust(trust.Change{Own: bundle(trust.Tainted{})})
+		m.Entries(true, []*selectors.Entry{short, usual, long}, nil, 1)
 		held := func(want int) {
 			t.Helper()
 			synctest.Wait()
@@ -49,11 +53,10 @@ func TestGrace(t *testing.T) {
 		}
 
 		fetch(t, m)
-		connected := false
-		m.present = func() bool { return connected }
+		connected.Store(false)
 		time.Sleep(2 * defaultGrace)
 		held(3)
-		connected = true
+		connected.Store(true)
 		time.Sleep(2 * tick)
 		held(1)
 
@@ -202,6 +205,15 @@ func (s *slow) SignX509SVID(ctx context.Context, e *selectors.Entry, csr []byte,
 	return s.server.SignX509SVID(ctx, e, csr, f)
 }
 
+// atOnce is how many asked at once since it was last called.
+func (s *slow) atOnce() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.highest
+	s.highest = 0
+	return n
+}
+
 // Hundreds of SVIDs are due at once: few are renewed at a time, all in the end, and no listener goes without.
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -238,12 +250,9 @@ func TestStorm(t *testing.T) {
 			})
 		}
 		time.Sleep(5 * time.Second)
-		if s.highest < count {
-			t.Errorf("first SVIDs waited for each other: %d at once", s.highest)
+		if n := s.atOnce(); n < count {
+			t.Errorf("first SVIDs waited for each other: %d at once", n)
 		}
-		s.mu.Lock()
-		s.highest = 0
-		s.mu.Unlock()
 		time.Sleep(35 * time.Minute)
 		synctest.Wait()
 		for i := range got {
@@ -251,8 +260,8 @@ func TestStorm(t *testing.T) {
 				t.Fatalf("listener %d was left with %v", i, v)
 			}
 		}
-		if s.highest == 0 || s.highest > renewalsAtOnce {
-			t.Errorf("%d renewals at once", s.highest)
+		if n := s.atOnce(); n == 0 || n > renewalsAtOnce {
+			t.Errorf("%d renewals at once", n)
 		}
 		cancel()
 		streams.Wait()
