@@ -21,7 +21,7 @@ scenarios() {
 	go test -count=1 ./tests/scenarios
 }
 faults() {
-	echo "== faults of a cluster (ASSAY_FAULTS=all for all of them)"
+	echo "== faults of a cluster (ASSAY_FAULTS=all for all of them) and of an agent (ASSAY_KILLS=200, ASSAY_STREAMS=5000)"
 	go test -count=1 ./tests/faults
 }
 soak() {
