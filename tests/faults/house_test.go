@@ -2,6 +2,8 @@
 
 // Package faults breaks clusters of real assay-servers, each in a network namespace of its own,
 // and checks that nothing that was acknowledged is lost and that the servers agree afterwards.
+// It does the same to agents: their server lies or is slow, they are killed, thousands of streams come and go; no
+// workload gets what is not its own, and nothing leaks.
 // ASSAY_BIN is the folder of the programs. Two of the faults always run; ASSAY_FAULTS=all runs
 // all of them.
 package faults
