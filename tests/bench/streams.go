@@ -161,7 +161,7 @@ func openMany(ctx context.Context, server fleet.Process, socket string, n int) (
 	group.SetLimit(atATime)
 	for i := range m.conns {
 		group.Go(func() error {
-			conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithReadBufferSize(1<<10), grpc.WithSharedWriteBuffer(true))
+			conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithReadBufferSize(1<<10))
 			if err != nil {
 				return err
 			}
