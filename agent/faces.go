@@ -113,7 +113,7 @@ const (
 	streamsPerDelegate = 4096
 	// preface is how long a connection may take to say that it speaks HTTP/2.
 	preface = 20 * time.Second
-	// readBuffer in bytes, of each connection: what workloads send is short. Buffers to write are shared.
+	// readBuffer in bytes, of each connection: what workloads send is short. Those to write are shared by gRPC.
 	readBuffer = 2 << 10
 )
 
@@ -124,7 +124,7 @@ func (a *Agent) faceServer(s *socket, bounds *delivery.Limits) *grpc.Server {
 	}
 	options := slices.Concat(a.tracing.Server(false), a.metrics.Calls.Options(), bounds.Options(), workloadapi.Interceptors(), []grpc.ServerOption{
 		grpc.Creds(caller.Credentials()), grpc.MaxConcurrentStreams(streams), grpc.ConnectionTimeout(preface),
-		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBuffer),
 	})
 	server := grpc.NewServer(options...)
 	desk := a.desk(s.view)

@@ -122,7 +122,7 @@ func TestDeafCrowd(t *testing.T) {
 	var open, offered, sent atomic.Int64
 	again := make([]chan struct{}, 0, crowd)
 	var mu sync.Mutex
-	f := serve(t, nil, []grpc.ServerOption{grpc.ReadBufferSize(2 << 10), grpc.SharedWriteBuffer(true)}, func(st grpc.ServerStream) error {
+	f := serve(t, nil, []grpc.ServerOption{grpc.ReadBufferSize(2 << 10)}, func(st grpc.ServerStream) error {
 		if err := st.RecvMsg(&emptypb.Empty{}); err != nil {
 			return err
 		}
