@@ -158,8 +158,8 @@ func TestWord(t *testing.T) {
 	}
 	first := s.Word()
 	write(t, path, two)
-	if first == "" || first == s.Word() || s.Word() != s.Word() {
-		t.Errorf("%q, then %q", first, s.Word())
+	if second, third := s.Word(), s.Word(); first == "" || first == second || second != third {
+		t.Errorf("%q, then %q, %q", first, second, third)
 	}
 }
 

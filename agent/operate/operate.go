@@ -48,6 +48,7 @@ type debug struct {
 // GetInfo tells of the node's SVID, which is left out before it has one, and of what the agent holds.
 func (d *debug) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debugpb.GetInfoResponse, error) {
 	x509, jwt, synced := d.cfg.Counts()
+	//lint:ignore SA1019 what was there before CachedX509SvidsCount is still read
 	resp := &debugpb.GetInfoResponse{Uptime: number(int(d.cfg.Now().Sub(d.cfg.Started).Seconds())), SvidsCount: number(x509), CachedX509SvidsCount: number(x509), CachedJwtSvidsCount: number(jwt)}
 	if !synced.IsZero() {
 		resp.LastSyncSuccess = synced.Unix()

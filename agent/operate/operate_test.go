@@ -33,6 +33,7 @@ func TestDebug(t *testing.T) {
 	start, synced, n := time.Unix(1000, 0), time.Time{}, &node{}
 	d := &debug{cfg: Config{Identity: n, Counts: func() (int, int, time.Time) { return 3, math.MaxInt32 + 1, synced }, Started: start, Now: func() time.Time { return start.Add(90 * time.Second) }}}
 	got, err := d.GetInfo(t.Context(), nil)
+	//lint:ignore SA1019 see GetInfo
 	if err != nil || got.Uptime != 90 || got.SvidsCount != 3 || got.CachedX509SvidsCount != 3 || got.CachedJwtSvidsCount != math.MaxInt32 || got.LastSyncSuccess != 0 || len(got.SvidChain) != 0 {
 		t.Errorf("before attestation: %v, %v", got, err)
 	}
