@@ -54,7 +54,7 @@ func (p *prepared) prepareOffline() (err error) {
 	return nil
 }
 
-// openOffline begins with what the last run kept, where the operator allows that; else what is there is removed.
+// openOffline gets ready what the last run kept, where the operator allows that; else what is there is removed.
 func (a *Agent) openOffline() error {
 	cfg := keep.Config{Dir: a.conf.DataDir, MaxAge: a.conf.offlineMaxAge, Now: time.Now}
 	switch a.conf.OfflineRestart {
@@ -64,6 +64,7 @@ func (a *Agent) openOffline() error {
 		cfg.Sealer = tpmSealer{a.tpm, a.conf.OfflinePCRs}
 	}
 	a.offline = keep.NewKeeper(keep.New(cfg), a.svids, a.server, a.log)
+	a.server.SetSink(a.offline)
 	a.offline.Restore(a.server.Former())
 	return nil
 }

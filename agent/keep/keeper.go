@@ -15,6 +15,8 @@ import (
 
 	"github.com/assay-id/assay/agent/life"
 	"github.com/assay-id/assay/agent/svids"
+	"github.com/assay-id/assay/agent/trust"
+	"github.com/assay-id/assay/selectors"
 )
 
 const (
@@ -24,6 +26,9 @@ const (
 	pause = 5 * time.Second
 	// refresh is how old Kept.Heard becomes in the file while the server is there, at most; a tenth of a short MaxAge.
 	refresh = 5 * time.Minute
+	// patience is how long a server may take to answer before what is kept is served, if no try has failed before. Calls of
+	// workloads wait for twice that (agent/delivery).
+	patience = 5 * time.Second
 )
 
 // Server is the conversation with the server (agent/upstream).
@@ -34,12 +39,15 @@ type Server interface {
 }
 
 // Keeper keeps what a Manager knows in a Store while the server is there, and gives a new Manager what the last run kept
-// until it is.
+// when it is not. It stands between the server and the Manager: a word of the server is never replaced by what is kept.
 type Keeper struct {
 	store   *Store
 	manager *svids.Manager
 	server  Server
 	log     *slog.Logger
+
+	word   sync.Mutex // held while the Manager is told anything
+	spoken bool       // the server said something in this run
 
 	mu    sync.Mutex
 	since time.Time // since when kept identities are served; zero: they are not
@@ -47,8 +55,9 @@ type Keeper struct {
 	fault string    // why there are none, or none were written
 
 	// Run's own:
+	began time.Time
+	kept  *Kept      // of the last run, until it is served or of no use any more
 	renew func()     // of what is kept; nil when that was done
-	met   bool       // the server was heard in this run
 	gone  bool       // the file was removed
 	mark  svids.Mark // of what was written, at saved
 	saved time.Time
@@ -59,8 +68,32 @@ func NewKeeper(store *Store, m *svids.Manager, server Server, log *slog.Logger) 
 	return &Keeper{store: store, manager: m, server: server, log: log}
 }
 
-// Restore gives the Manager what the last run kept, if it was the agent former; err says why that is not known. Whatever is
-// wrong, the Manager begins empty, and Status and log say why.
+// Entries is Manager.Entries, for the server.
+func (k *Keeper) Entries(full bool, changed []*selectors.Entry, removed []string, revision int64) {
+	k.word.Lock()
+	defer k.word.Unlock()
+	k.hear()
+	k.manager.Entries(full, changed, removed, revision)
+}
+
+// Trust is Manager.Trust, for the server.
+func (k *Keeper) Trust(c trust.Change) (settled <-chan struct{}) {
+	k.word.Lock()
+	defer k.word.Unlock()
+	k.hear()
+	return k.manager.Trust(c)
+}
+
+// hear notes that the server said something. With word held.
+func (k *Keeper) hear() {
+	k.spoken = true
+	k.mu.Lock()
+	k.heard = k.store.cfg.Now()
+	k.mu.Unlock()
+}
+
+// Restore reads what the last run kept, if it was the agent former; err says why that is not known. Run serves it once no server
+// can be reached. Whatever is wrong, the Manager begins empty, and Status and log say why. Call it before Run.
 func (k *Keeper) Restore(former spiffeid.ID, err error) {
 	if err != nil { // the server took it back, for one
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -73,14 +106,28 @@ func (k *Keeper) Restore(former spiffeid.ID, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	var served int
-	if err == nil {
-		served, k.renew, err = k.manager.Restore(kept.Kept)
-	}
 	if err != nil {
 		k.fail("no kept identities are served", err)
 		return
 	}
+	k.began, k.kept = k.store.cfg.Now(), &kept
+}
+
+// serve gives the Manager what is kept, if the server has not said anything.
+func (k *Keeper) serve() {
+	k.word.Lock()
+	defer k.word.Unlock()
+	if k.spoken {
+		return
+	}
+	kept := k.kept
+	k.kept = nil
+	served, renew, err := k.manager.Restore(kept.Kept)
+	if err != nil {
+		k.fail("no kept identities are served", err)
+		return
+	}
+	k.renew = renew
 	k.mu.Lock()
 	k.since, k.heard = k.store.cfg.Now(), kept.Heard
 	k.mu.Unlock()
@@ -122,15 +169,12 @@ func (k *Keeper) look(pause time.Duration) {
 		k.end("the server refuses this node")
 		k.remove()
 		return
-	case connected:
-		k.contact(now)
-	case k.over(now):
-		k.manager.Entries(true, nil, nil, 0)
-		k.end("the server was not heard for offline_max_age")
-		k.remove()
+	case k.heardNow(now, connected):
+	case k.kept != nil && (state == life.Waiting || state == life.Disconnected || now.Sub(k.began) >= patience):
+		k.serve()
 		return
-	}
-	if !k.met {
+	default:
+		k.expire(now)
 		return
 	}
 	mark := k.manager.Mark()
@@ -140,28 +184,43 @@ func (k *Keeper) look(pause time.Duration) {
 	k.save(now, mark)
 }
 
-// contact notes that the server is heard: its word replaces what was kept.
-func (k *Keeper) contact(now time.Time) {
-	k.met = true
-	k.mu.Lock()
-	k.heard = now
-	k.mu.Unlock()
+// heardNow reports whether the server was heard in this run. Then its word replaces what was kept.
+func (k *Keeper) heardNow(now time.Time, connected bool) bool {
+	k.word.Lock()
+	defer k.word.Unlock()
+	if !k.spoken {
+		return false
+	}
+	if connected {
+		k.mu.Lock()
+		k.heard = now
+		k.mu.Unlock()
+	}
 	if k.renew != nil {
 		k.renew()
 	}
-	k.end("the server is heard, and replaces them")
+	k.end("the server is heard, and replaces it")
+	return true
 }
 
-// over reports whether kept identities are served, and must not be any more.
-func (k *Keeper) over(now time.Time) bool {
+// expire ends the serving of what is kept when its time is over.
+func (k *Keeper) expire(now time.Time) {
+	k.word.Lock()
+	defer k.word.Unlock()
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	return !k.since.IsZero() && (now.Sub(k.heard) > k.store.cfg.MaxAge || k.heard.After(now.Add(maxAhead)))
+	over := !k.since.IsZero() && (now.Sub(k.heard) > k.store.cfg.MaxAge || k.heard.After(now.Add(maxAhead)))
+	k.mu.Unlock()
+	if !over || k.spoken {
+		return
+	}
+	k.manager.Entries(true, nil, nil, 0)
+	k.end("the server was not heard for offline_max_age")
+	k.remove()
 }
 
 // end is the end of serving what was kept.
 func (k *Keeper) end(reason string) {
-	k.renew = nil
+	k.renew, k.kept = nil, nil
 	k.mu.Lock()
 	since := k.since
 	k.since = time.Time{}

@@ -53,8 +53,8 @@ func (r *run) follow(t *testing.T) {
 	t.Helper()
 	r.far.state = life.Following
 	k := sample(t, time.Now())
-	r.manager.Trust(trust.Change{Full: true, Own: k.Own})
-	r.manager.Entries(true, k.Entries, nil, 1)
+	r.Trust(trust.Change{Full: true, Own: k.Own})
+	r.Entries(true, k.Entries, nil, 1)
 }
 
 func (r *run) serves() bool {
@@ -104,6 +104,11 @@ func TestKeeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := last(t)
 		r := begin(dir, nil)
+		r.looks(patience - time.Second)
+		if r.serves() || r.Status() != "" {
+			t.Fatalf("before it is known that the server is away: %q", r.Status())
+		}
+		r.looks(time.Second)
 		if !r.serves() || !strings.Contains(r.Status(), "kept over the restart") {
 			t.Fatalf("%q", r.Status())
 		}
@@ -118,7 +123,7 @@ func TestKeeper(t *testing.T) {
 		}
 		r.looks(20 * time.Minute)
 		again := begin(dir, nil)
-		if age := time.Since(again.heard); age > refresh+2*time.Second {
+		if age := time.Since(again.kept.Heard); age > refresh+2*time.Second {
 			t.Errorf("with the server there, the file says that it was last heard %s ago", age)
 		}
 		r.far.state = life.Disconnected
@@ -126,7 +131,9 @@ func TestKeeper(t *testing.T) {
 		if !r.serves() {
 			t.Error("an agent that did not restart lost what it knew")
 		}
-		if late := begin(dir, nil); late.serves() || !strings.Contains(late.Status(), "offline_max_age") {
+		late := begin(dir, nil)
+		late.looks(2 * patience)
+		if late.serves() || !strings.Contains(late.Status(), "offline_max_age") {
 			t.Errorf("two hours later: %q", late.Status())
 		}
 	})
@@ -149,7 +156,7 @@ func TestKeeperEnds(t *testing.T) {
 		if !r.serves() || !exists(t, dir) {
 			t.Error("after the server came back nothing is kept")
 		}
-		r.manager.Entries(true, nil, nil, 2)
+		r.Entries(true, nil, nil, 2)
 		r.looks(6 * time.Second)
 		if exists(t, dir) {
 			t.Error("without entries there is a file")
@@ -167,8 +174,10 @@ func TestKeeperRefused(t *testing.T) {
 			if exists(t, dir) || r.Status() != "" {
 				t.Errorf("%s: %q", state, r.Status())
 			}
-			if begin(dir, nil).serves() {
-				t.Errorf("%s: served after another restart", state)
+			again := begin(dir, nil)
+			again.looks(2 * patience)
+			if r.serves() || again.serves() {
+				t.Errorf("%s: served, or after another restart", state)
 			}
 		})
 	}
@@ -180,6 +189,7 @@ func TestKeeperWithoutIdentity(t *testing.T) {
 		for want, err := range map[string]error{"": fmt.Errorf("agent.json: %w", fs.ErrNotExist), "another way": errors.New("another way")} {
 			dir := last(t)
 			r := begin(dir, err)
+			r.looks(2 * patience)
 			if r.serves() || exists(t, dir) || !strings.Contains(r.Status(), want) || want == "" && r.Status() != "" {
 				t.Errorf("%v: %q", err, r.Status())
 			}
@@ -195,6 +205,7 @@ func TestKeeperFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := begin(dir, nil)
+		r.looks(2 * patience)
 		if r.serves() || !strings.Contains(r.Status(), "no kept identities are served") {
 			t.Errorf("a broken file: %q", r.Status())
 		}
@@ -216,8 +227,26 @@ func TestKeeperFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.looks(10 * time.Second)
-		if r.Status() != "" || !begin(dir, nil).serves() {
+		again := begin(dir, nil)
+		again.far.state = life.Waiting
+		again.looks(time.Second)
+		if r.Status() != "" || !again.serves() {
 			t.Errorf("after it could be written again: %q", r.Status())
+		}
+	})
+}
+
+// The server's word stands, whatever the Keeper thought a moment before.
+func TestKeeperAfterTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := last(t)
+		r := begin(dir, nil)
+		r.Entries(true, nil, nil, 9)
+		r.far.state = life.Disconnected
+		r.serve()
+		r.looks(time.Minute)
+		if r.serves() || r.manager.State().Revision != 9 || exists(t, dir) {
+			t.Error("what was kept replaced what the server said")
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/assay-id/assay/cmd/dev"
 )
@@ -71,9 +72,7 @@ func TestOfflineRestart(t *testing.T) {
 			m.create(t, "/w", "--selector", me(t))
 			w, first := m.keeps(t)
 			m.crash(t, w)
-			if !m.kept(t) {
-				t.Error("status does not say that kept identities are served")
-			}
+			eventually(t, "status to say that kept identities are served", func() bool { return m.kept(t) })
 			again := m.startWorkload(t, self)
 			if got := again.next(t, m); !slices.Equal(got.Serials, first.Serials) || !slices.Equal(got.IDs, first.IDs) {
 				t.Errorf("while the server is away: %+v, want %+v", got, first)
@@ -128,9 +127,12 @@ func TestOfflineRestartRefused(t *testing.T) {
 		if err := m.KillAgent(); err != nil {
 			t.Fatal(err)
 		}
+		tries := m.logs.count("no conversation with the server")
 		if err := m.StartAgentAlone(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "a try to fail", func() bool { return m.logs.count("no conversation with the server") > tries })
+		time.Sleep(2 * time.Second)
 		if s, err := m.AgentStatus(t.Context()); err != nil || s.Entries+s.Svids > 0 || m.kept(t) {
 			t.Errorf("%s: %v, %v", what, s, err)
 		}
