@@ -151,7 +151,7 @@ func (a *Agent) faceServer(s *socket, bounds *delivery.Limits) *grpc.Server {
 // desk returns one whose callers are on the sockets; view says which entries it deals in.
 func (a *Agent) desk(view func(*selectors.Entry) bool) *delivery.Desk {
 	return delivery.New(delivery.Config{Attest: a.workload, SVIDs: a.svids, History: a.history, Memory: a.memory, View: view,
-		HangUp: caller.HangUp, Logger: a.log, Now: time.Now})
+		HangUp: caller.HangUp, Tampered: a.tampered, Logger: a.log, Now: time.Now})
 }
 
 // workload attests the caller of a request, in its turn.

@@ -72,8 +72,11 @@ type Config struct {
 	View func(*selectors.Entry) bool
 	// HangUp closes the connection that a call came over, all of it; it is for callers who do not read.
 	HangUp func(context.Context)
-	Logger *slog.Logger
-	Now    func() time.Time
+	// Tampered is told of an SVID of one process when another process got at that one, whose key may be known then. It must
+	// not block, and may be nil.
+	Tampered func(s *svids.SVID, why string)
+	Logger   *slog.Logger
+	Now      func() time.Time
 }
 
 // Desk hands out identities for one face, or for one of its sockets. It is safe for concurrent use.

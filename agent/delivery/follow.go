@@ -4,6 +4,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,7 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 	sub := s.desk.cfg.SVIDs.Subscribe(s)
 	defer sub.Close()
 	var last M
+	var held []*svids.SVID
 	for {
 		changed := s.Changed() // before the check that it follows
 		bundles := sub.Version()
@@ -46,7 +48,7 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 			if err := s.Hand(ctx, list, func() error { return s.desk.send(ctx, func() error { return st.Send(next) }) }); err != nil {
 				return err
 			}
-			last = next
+			last, held = next, list
 		}
 		sub.Has(bundles)
 		select {
@@ -56,10 +58,27 @@ func Follow[M any](ctx context.Context, s *Session, st Stream[M]) error {
 			return status.Error(codes.PermissionDenied, "the caller has exited")
 		case <-changed:
 			if err := s.Check(); err != nil {
+				s.desk.report(held, err)
 				return s.desk.refuse(ctx, s.Workload, err)
 			}
 		case <-sub.C():
 		case <-st.Again:
+		}
+	}
+}
+
+// tampered is the kind of a refusal of a workload whose memory or execution another process got at (agent/caller).
+const tampered = "tampered"
+
+// report tells of the SVIDs that a workload held when it was refused, if it was tampered with.
+func (d *Desk) report(held []*svids.SVID, refusal error) {
+	var r interface{ Kind() string }
+	if d.cfg.Tampered == nil || !errors.As(refusal, &r) || r.Kind() != tampered {
+		return
+	}
+	for _, s := range held {
+		if s.OneProcess() {
+			d.cfg.Tampered(s, refusal.Error())
 		}
 	}
 }

@@ -68,7 +68,7 @@ func (m *Manager) sign(ctx context.Context, r *request) (*SVID, error) {
 		return nil, err
 	}
 	leaf := chain[0]
-	svid.perProcess = perProcess
+	svid.perProcess = perProcess || e.Options.PerProcess
 	svid.Key, svid.Serial, svid.NotBefore, svid.NotAfter = key, leaf.SerialNumber.String(), leaf.NotBefore, leaf.NotAfter
 	for _, c := range chain {
 		svid.Chain = append(svid.Chain, c.Raw...)

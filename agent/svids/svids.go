@@ -62,8 +62,11 @@ type SVID struct {
 	NotBefore, NotAfter time.Time
 
 	keyID      string // of the authority that signed the token
-	perProcess bool   // the server's policy said yes to one process
+	perProcess bool   // made for one process: the entry or the server's policy wants that
 }
+
+// OneProcess reports whether an X.509-SVID was made for one process, and so for its key alone.
+func (s *SVID) OneProcess() bool { return s.Kind == X509 && s.perProcess }
 
 // Config is what a Manager needs.
 type Config struct {
