@@ -220,6 +220,11 @@ func (k *Keeper) expire(now time.Time) {
 
 // end is the end of serving what was kept.
 func (k *Keeper) end(reason string) {
+	if k.kept != nil {
+		for _, s := range k.kept.SVIDs {
+			clear(s.Key)
+		}
+	}
 	k.renew, k.kept = nil, nil
 	k.mu.Lock()
 	since := k.since
