@@ -54,7 +54,7 @@ func TestSockets(t *testing.T) {
 socket "ci" {
   path  = %q
   mode  = "0640"
-  user  = "daemon"
+  user  = "1"
   group = "12345"
   only {
     spiffe_id_prefixes = ["spiffe://example.org/ci"]
