@@ -57,7 +57,8 @@ func TestHealth(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	m, h := &MetricsConfig{Listen: "127.0.0.1:1"}, &HealthConfig{Listen: "127.0.0.1:2"}
-	for _, err := range []error{Validate(nil, nil, ""), Validate(m, h, "json"), Validate(m, nil, "text")} {
+	none, all := 0.0, 1.0
+	for _, err := range []error{(*TracingConfig)(nil).Validate(), (&TracingConfig{OTLP: "[::1]:4317", Ratio: &all}).Validate(), Validate(nil, nil, ""), Validate(m, h, "json"), Validate(m, nil, "text")} {
 		if err != nil {
 			t.Error(err)
 		}
@@ -68,6 +69,8 @@ func TestValidate(t *testing.T) {
 		`path "ready": write one like`:                  Validate(nil, &HealthConfig{Listen: ":1", ReadyPath: "ready"}, ""),
 		`both /x: give each its own`:                    Validate(nil, &HealthConfig{Listen: ":1", ReadyPath: "/x", LivePath: "/x"}, ""),
 		`log_format "xml": write text or json`:          Validate(nil, nil, "xml"),
+		`block tracing: otlp "localhost": write host`:   (&TracingConfig{OTLP: "localhost"}).Validate(),
+		`ratio 0: write a number above 0`:               (&TracingConfig{OTLP: "localhost:1", Ratio: &none}).Validate(),
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Validate = %v, want %q", err, want)
