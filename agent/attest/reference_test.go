@@ -85,7 +85,7 @@ func TestReference(t *testing.T) {
 		<-r.Done()
 	})
 	t.Run("executes another program", func(t *testing.T) {
-		n := name(t, "exec sleep 600")
+		n := name(t, "exec /bin/sleep 600")
 		r := of(t, n)
 		n.goOn(t)
 		refuses(t, r, process.ErrReplaced, "")

@@ -41,7 +41,7 @@ const sleeperUID = 61234
 // sleeper starts a process that does nothing; a line on its input has it execute another program.
 func sleeper(t *testing.T, uid uint32) (pid int, execs io.Writer, stop func()) {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", "echo up; read x; exec sleep 600")
+	cmd := exec.Command("/bin/sh", "-c", "echo up; read x; exec /bin/sleep 600")
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
