@@ -11,6 +11,7 @@ import (
 
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -65,11 +66,19 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
-	svid, err := none, error(nil)
-	if c.spire.Load() {
-		svid, err = spires(ctx, svidv1.NewSVIDClient(conn))
-	} else {
-		svid, err = ours(ctx, nodepb.NewNodeClient(conn))
+	ask := func() (R, error) {
+		if c.spire.Load() {
+			return spires(ctx, svidv1.NewSVIDClient(conn))
+		}
+		return ours(ctx, nodepb.NewNodeClient(conn))
+	}
+	svid, err := ask()
+	if wait, ok := bidden(ctx, err); ok {
+		select {
+		case <-time.After(wait):
+			svid, err = ask()
+		case <-ctx.Done():
+		}
 	}
 	if caller.Err() == nil {
 		c.answered(status.Code(err) != codes.DeadlineExceeded)
@@ -78,6 +87,23 @@ func signed[R any](ctx context.Context, c *Client, ours func(context.Context, no
 		return none, signingError(err)
 	}
 	return svid, nil
+}
+
+// bidden reports how long a server that has too much to sign bids the agent to wait, if there is time for that.
+func bidden(ctx context.Context, err error) (time.Duration, bool) {
+	if status.Code(err) != codes.ResourceExhausted {
+		return 0, false
+	}
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok {
+			wait, until := info.GetRetryDelay().AsDuration(), signTimeout
+			if end, ok := ctx.Deadline(); ok {
+				until = time.Until(end)
+			}
+			return wait, wait > 0 && wait < until
+		}
+	}
+	return 0, false
 }
 
 // SignX509SVID has the server sign a workload's key on the given facts, for the process of the facts only if perProcess. A
