@@ -10,12 +10,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/assay-id/assay/cmd/dev"
+	adminpb "github.com/assay-id/assay/proto/agentadmin"
 )
 
 // machine is a server, a TPM and an agent, and what they log.
@@ -140,20 +142,24 @@ func (m *machine) registerUnder(t *testing.T, path, parent string, more ...strin
 // create registers an entry and waits until the agent knows it.
 func (m *machine) create(t *testing.T, path string, more ...string) entry {
 	t.Helper()
-	before := m.revision(t)
 	e := m.register(t, path, more...)
-	eventually(t, "the agent to know entry "+path, func() bool { return m.revision(t) > before })
+	eventually(t, "the agent to know entry "+path, func() bool { return m.knows(t, path, e.ID) })
 	return e
 }
 
-// revision is that of the agent's view.
-func (m *machine) revision(t *testing.T) int64 {
+// knows reports whether the agent has the entry.
+func (m *machine) knows(t *testing.T, path, id string) bool {
 	t.Helper()
-	s, err := m.AgentStatus(t.Context())
+	conn, err := dev.Dial(m.AgentSocket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.Revision
+	defer conn.Close()
+	x, err := adminpb.NewAgentAdminClient(conn).ExplainIdentity(t.Context(), &adminpb.ExplainIdentityRequest{SpiffeId: "spiffe://" + m.TrustDomain + path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(x.Entries, func(e *adminpb.Match) bool { return e.EntryId == id })
 }
 
 func (m *machine) connected(t *testing.T) bool {
