@@ -393,7 +393,7 @@ type WatchResponse struct {
 	Removed []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
 	// Set when the bundle is new or changed, and always in the first response.
 	Bundle *types.Bundle `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	// Store revision that this message brings the agent to.
+	// Store revision that this message brings the agent to; 0 in one that is about bundles and revocations only.
 	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Bundles of foreign trust domains, new or changed. In the first response: all of them.
 	Federated []*types.Bundle `protobuf:"bytes,6,rep,name=federated,proto3" json:"federated,omitempty"`

@@ -298,7 +298,7 @@ func (a *agent) apply(r *nodev1.WatchResponse, first bool) error {
 	}
 	if first {
 		a.foreign = map[string]*types.Bundle{}
-	} else if r.Revision < a.revision {
+	} else if r.Revision != 0 && r.Revision < a.revision { // 0: it is about bundles only
 		a.w.violation("%s: revision %d after %d", a.name, r.Revision, a.revision)
 	}
 	for _, b := range r.Federated {
@@ -313,7 +313,10 @@ func (a *agent) apply(r *nodev1.WatchResponse, first bool) error {
 	if len(r.State) > 0 {
 		a.state = r.State
 	}
-	a.revision, a.open, a.failures = r.Revision, true, 0
+	if first || r.Revision != 0 {
+		a.revision = r.Revision
+	}
+	a.open, a.failures = true, 0
 	return nil
 }
 
