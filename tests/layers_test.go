@@ -17,7 +17,7 @@ const module = "github.com/assay-id/assay/"
 
 // layers are the storeys of DESIGN §4, lowest first. A package may import lower storeys only.
 var layers = [][]string{
-	{"selectors", "observe", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin", "proto/revocation", "proto/entry"},
+	{"selectors", "observe", "tpm", "tpm/octets", "tpm/structures", "proto/x509pop", "proto/loglevel", "tpm/eventlog", "tpm/ima", "proto/evidence", "proto/node", "proto/agentadmin", "proto/nodeadmin", "proto/revocation", "proto/entry"},
 	{"bpf", "bpf/hooks", "bpf/cgroup", "bpf/record", "agent/bootstrap", "agent/clock", "agent/life", "agent/metrics", "agent/limits", "agent/process", "agent/keys", "agent/servers", "agent/trust", "tpm/device", "tpm/devid", "tpm/verify", "tpm/policy", "tpm/swtpm", "server/keys", "server/keys/pkcs11", "server/metrics", "server/store/member", "server/store", "server/entries/replica", "server/store/cluster", "server/webcert", "server/rego"},
 	{"agent/caller", "agent/code", "agent/digest", "agent/history", "agent/lineage", "agent/proof", "agent/upstream", "agent/upstream/wire", "agent/svids", "server/nodes", "server/entries", "server/ca", "server/ca/bundle", "server/ca/mint", "server/ca/upstream", "server/revocation", "server/federation", "server/oidc", "server/gate"},
 	{"agent/attest", "agent/delivery", "agent/keep", "agent/workloadapi", "agent/sds", "agent/broker", "agent/delegated", "agent/operate", "server/attest", "server/api", "server/api/entry", "server/api/trust", "server/api/operate", "server/api/wire"},

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/proto/loglevel"
 )
 
 // Config is what Register needs.
@@ -75,29 +77,14 @@ type logger struct {
 	cfg Config
 }
 
-// levels are SPIRE's in slog's numbers, four apart.
-var levels = map[types.LogLevel]slog.Level{
-	types.LogLevel_PANIC: slog.LevelError + 8, types.LogLevel_FATAL: slog.LevelError + 4, types.LogLevel_ERROR: slog.LevelError,
-	types.LogLevel_WARN: slog.LevelWarn, types.LogLevel_INFO: slog.LevelInfo, types.LogLevel_DEBUG: slog.LevelDebug, types.LogLevel_TRACE: slog.LevelDebug - 4,
-}
-
-func levelName(l slog.Level) types.LogLevel {
-	for name, level := range levels {
-		if level == l {
-			return name
-		}
-	}
-	return types.LogLevel_UNSPECIFIED
-}
-
 // GetLogger returns the level now and at the start.
 func (l *logger) GetLogger(context.Context, *loggerpb.GetLoggerRequest) (*types.Logger, error) {
-	return &types.Logger{CurrentLevel: levelName(l.cfg.Level.Level()), LaunchLevel: levelName(l.cfg.Launch)}, nil
+	return &types.Logger{CurrentLevel: loglevel.Name(l.cfg.Level.Level()), LaunchLevel: loglevel.Name(l.cfg.Launch)}, nil
 }
 
 // SetLogLevel changes the level until the agent stops.
 func (l *logger) SetLogLevel(ctx context.Context, req *loggerpb.SetLogLevelRequest) (*types.Logger, error) {
-	level, ok := levels[req.NewLevel]
+	level, ok := loglevel.Read(req.NewLevel)
 	if !ok {
 		return nil, status.Errorf(codes.InvalidArgument, "unsupported log level %s; write one from PANIC to TRACE", req.NewLevel)
 	}

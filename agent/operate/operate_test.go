@@ -17,6 +17,8 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/assay-id/assay/proto/loglevel"
 )
 
 // node is the far side: an identity or none.
@@ -47,7 +49,15 @@ func TestDebug(t *testing.T) {
 func TestLogger(t *testing.T) {
 	level := &slog.LevelVar{}
 	l := &logger{cfg: Config{Level: level, Launch: slog.LevelInfo, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}}
-	for name, want := range levels {
+	for n := range types.LogLevel_name {
+		name := types.LogLevel(n)
+		want, ok := loglevel.Read(name)
+		if ok == (name == types.LogLevel_UNSPECIFIED) {
+			t.Errorf("%v is a level: %v", name, ok)
+		}
+		if !ok {
+			continue
+		}
 		if got, err := l.SetLogLevel(t.Context(), &loggerpb.SetLogLevelRequest{NewLevel: name}); err != nil || got.CurrentLevel != name || got.LaunchLevel != types.LogLevel_INFO || level.Level() != want {
 			t.Errorf("%v: %v, %v", name, got, err)
 		}
