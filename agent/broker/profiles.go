@@ -29,7 +29,7 @@ func (s *Server) SubscribeToX509SVID(req *pb.SubscribeToX509SVIDRequest, st grpc
 			return nil, nil, err
 		}
 		bundles, hints := w.Bundles(entries), svids.Hints(entries)
-		resp := &pb.SubscribeToX509SVIDResponse{Crl: bundles[0].CRLs(), FederatedBundles: byTrustDomain(bundles[1:], (*trust.Bundle).X509)}
+		resp := &pb.SubscribeToX509SVIDResponse{Crl: bundles[0].CRLs(), FederatedBundles: trust.ByTrustDomain(bundles[1:], (*trust.Bundle).X509)}
 		for _, v := range list {
 			resp.Svids = append(resp.Svids, &pb.X509SVID{SpiffeId: v.ID.String(), X509Svid: v.Chain, X509SvidKey: v.Key, Bundle: bundles[0].X509(), Hint: hints[v.EntryID]})
 		}
@@ -45,7 +45,7 @@ func (s *Server) SubscribeToX509Bundles(req *pb.SubscribeToX509BundlesRequest, s
 			return nil, nil, err
 		}
 		bundles := w.Bundles(entries)
-		return &pb.SubscribeToX509BundlesResponse{Crl: bundles[0].CRLs(), Bundles: byTrustDomain(bundles, (*trust.Bundle).X509)}, nil, nil
+		return &pb.SubscribeToX509BundlesResponse{Crl: bundles[0].CRLs(), Bundles: trust.ByTrustDomain(bundles, (*trust.Bundle).X509)}, nil, nil
 	})
 }
 
@@ -82,10 +82,7 @@ func tokens(ctx context.Context, w *delivery.Session, id spiffeid.ID, audience [
 	for _, v := range list {
 		resp.Svids = append(resp.Svids, &pb.JWTSVID{SpiffeId: v.ID.String(), Svid: v.Token, Hint: hints[v.EntryID]})
 	}
-	if err := w.Hand(ctx, list, func() error { return nil }); err != nil {
-		return nil, err
-	}
-	return resp, nil
+	return delivery.Answer(ctx, w, resp, list)
 }
 
 // SubscribeToJWTBundles streams the workload's JWT bundles as JWK Sets, if it has an identity (section 6.3).
@@ -95,7 +92,7 @@ func (s *Server) SubscribeToJWTBundles(req *pb.SubscribeToJWTBundlesRequest, st 
 		if err != nil {
 			return nil, nil, err
 		}
-		return &pb.SubscribeToJWTBundlesResponse{Bundles: byTrustDomain(w.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
+		return &pb.SubscribeToJWTBundlesResponse{Bundles: trust.ByTrustDomain(w.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
 	})
 }
 
@@ -116,13 +113,4 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], re
 		Same:  func(a, b P) bool { return proto.Equal(a, b) },
 		Send:  func(m P) error { return st.Send(m) },
 	}))
-}
-
-// byTrustDomain returns a form of each bundle by the SPIFFE ID of its trust domain.
-func byTrustDomain[V any](bundles []*trust.Bundle, form func(*trust.Bundle) V) map[string]V {
-	out := make(map[string]V, len(bundles))
-	for _, b := range bundles {
-		out[b.TrustDomain().IDString()] = form(b)
-	}
-	return out
 }

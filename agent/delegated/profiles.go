@@ -65,7 +65,7 @@ func (s *Server) SubscribeToX509Bundles(_ *pb.SubscribeToX509BundlesRequest, st 
 		return err
 	}
 	return follow(st, w, func(context.Context) (*pb.SubscribeToX509BundlesResponse, []*svids.SVID, error) {
-		return &pb.SubscribeToX509BundlesResponse{CaCertificates: byTrustDomain(s.cfg.Bundles(), (*trust.Bundle).X509)}, nil, nil
+		return &pb.SubscribeToX509BundlesResponse{CaCertificates: trust.ByTrustDomain(s.cfg.Bundles(), (*trust.Bundle).X509)}, nil, nil
 	})
 }
 
@@ -91,10 +91,7 @@ func (s *Server) FetchJWTSVIDs(ctx context.Context, req *pb.FetchJWTSVIDsRequest
 	for _, v := range list {
 		resp.Svids = append(resp.Svids, &types.JWTSVID{Token: v.Token, Id: spiffeID(v.ID), ExpiresAt: v.NotAfter.Unix(), IssuedAt: v.NotBefore.Unix(), Hint: hints[v.EntryID]})
 	}
-	if err := w.Hand(ctx, list, func() error { return nil }); err != nil {
-		return nil, err
-	}
-	return resp, nil
+	return delivery.Answer(ctx, w, resp, list)
 }
 
 // SubscribeToJWTBundles streams all JWT bundles that the agent has, as JWK Sets.
@@ -104,7 +101,7 @@ func (s *Server) SubscribeToJWTBundles(_ *pb.SubscribeToJWTBundlesRequest, st gr
 		return err
 	}
 	return follow(st, w, func(context.Context) (*pb.SubscribeToJWTBundlesResponse, []*svids.SVID, error) {
-		return &pb.SubscribeToJWTBundlesResponse{Bundles: byTrustDomain(s.cfg.Bundles(), (*trust.Bundle).JWKS)}, nil, nil
+		return &pb.SubscribeToJWTBundlesResponse{Bundles: trust.ByTrustDomain(s.cfg.Bundles(), (*trust.Bundle).JWKS)}, nil, nil
 	})
 }
 
@@ -125,13 +122,4 @@ func follow[M any, P message[M]](st grpc.ServerStreamingServer[M], w *delivery.S
 
 func spiffeID(id spiffeid.ID) *types.SPIFFEID {
 	return &types.SPIFFEID{TrustDomain: id.TrustDomain().Name(), Path: id.Path()}
-}
-
-// byTrustDomain returns a form of each bundle by the SPIFFE ID of its trust domain.
-func byTrustDomain[V any](bundles []*trust.Bundle, form func(*trust.Bundle) V) map[string]V {
-	out := make(map[string]V, len(bundles))
-	for _, b := range bundles {
-		out[b.TrustDomain().IDString()] = form(b)
-	}
-	return out
 }

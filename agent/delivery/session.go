@@ -91,6 +91,12 @@ func (s *Session) Hand(ctx context.Context, list []*svids.SVID, send func() erro
 	return nil
 }
 
+// Answer hands over what a unary call returns.
+func Answer[R any](ctx context.Context, s *Session, resp R, list []*svids.SVID) (out R, err error) {
+	err = s.Hand(ctx, list, func() error { out = resp; return nil })
+	return out, err
+}
+
 // delivered records who received what.
 func (s *Session) delivered(list []*svids.SVID) {
 	if len(list) == 0 {

@@ -74,7 +74,7 @@ func checkType(url string) error {
 }
 
 // FetchSecrets answers once. All names that are asked for must be there.
-func (s *Server) FetchSecrets(ctx context.Context, req *discovery.DiscoveryRequest) (resp *discovery.DiscoveryResponse, _ error) {
+func (s *Server) FetchSecrets(ctx context.Context, req *discovery.DiscoveryRequest) (*discovery.DiscoveryResponse, error) {
 	if err := checkType(req.TypeUrl); err != nil {
 		return nil, err
 	}
@@ -91,11 +91,7 @@ func (s *Server) FetchSecrets(ctx context.Context, req *discovery.DiscoveryReque
 	if missing := want.missing(have); len(missing) > 0 {
 		return nil, status.Errorf(codes.InvalidArgument, "there are no secrets for this caller by the names %q", missing)
 	}
-	err = w.Hand(ctx, inside(have), func() error {
-		resp = &discovery.DiscoveryResponse{TypeUrl: secretType, Resources: resources(have)}
-		return nil
-	})
-	return resp, err
+	return delivery.Answer(ctx, w, &discovery.DiscoveryResponse{TypeUrl: secretType, Resources: resources(have)}, inside(have))
 }
 
 // converse runs a bidirectional stream: requests are read as they come and handed to offer, which

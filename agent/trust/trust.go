@@ -126,6 +126,15 @@ func (b *Bundle) TaintsKey(id string) bool {
 	return slices.Contains(b.tainted.JWT, id) || slices.Contains(b.tainted.WIT, id)
 }
 
+// ByTrustDomain returns a form of each bundle by the SPIFFE ID of its trust domain.
+func ByTrustDomain[V any](bundles []*Bundle, form func(*Bundle) V) map[string]V {
+	out := make(map[string]V, len(bundles))
+	for _, b := range bundles {
+		out[b.TrustDomain().IDString()] = form(b)
+	}
+	return out
+}
+
 // Change is what the server says of bundles.
 type Change struct {
 	// Own is the agent's trust domain's; nil: as before.

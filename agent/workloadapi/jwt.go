@@ -47,7 +47,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *pb.JWTSVIDRequest) (*pb.
 	for _, v := range list {
 		resp.Svids = append(resp.Svids, &pb.JWTSVID{SpiffeId: v.ID.String(), Svid: v.Token, Hint: hints[v.EntryID]})
 	}
-	return answer(ctx, w, resp, list)
+	return delivery.Answer(ctx, w, resp, list)
 }
 
 // FetchJWTBundles streams the caller's JWT bundles as JWK Sets, if it has an identity (section 6.2.2).
@@ -57,7 +57,7 @@ func (s *Server) FetchJWTBundles(_ *pb.JWTBundlesRequest, st grpc.ServerStreamin
 		if err != nil {
 			return nil, nil, err
 		}
-		return &pb.JWTBundlesResponse{Bundles: byTrustDomain(w.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
+		return &pb.JWTBundlesResponse{Bundles: trust.ByTrustDomain(w.Bundles(entries), (*trust.Bundle).JWKS)}, nil, nil
 	})
 }
 
@@ -89,7 +89,7 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *pb.ValidateJWTSVIDReq
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "claims of the token: %v", err)
 	}
-	return answer(ctx, w, &pb.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil)
+	return delivery.Answer(ctx, w, &pb.ValidateJWTSVIDResponse{SpiffeId: svid.ID.String(), Claims: claims}, nil)
 }
 
 // claims are the token's, the audience always a list. What another trust domain's server may say beyond the

@@ -54,7 +54,7 @@ func (s *Server) FetchWITBundles(_ *pb.WITBundlesRequest, st grpc.ServerStreamin
 		if err != nil {
 			return nil, nil, err
 		}
-		return &pb.WITBundlesResponse{Bundles: byTrustDomain(bundles, func(b *trust.Bundle) string { return string(b.WITKeys()) })}, nil, nil
+		return &pb.WITBundlesResponse{Bundles: trust.ByTrustDomain(bundles, func(b *trust.Bundle) string { return string(b.WITKeys()) })}, nil, nil
 	})
 }
 

@@ -19,7 +19,6 @@ import (
 
 	"github.com/assay-id/assay/agent/delivery"
 	"github.com/assay-id/assay/agent/svids"
-	"github.com/assay-id/assay/agent/trust"
 )
 
 // Config is what New needs.
@@ -88,12 +87,6 @@ func stream[M any, P message[M]](s *Server, st grpc.ServerStreamingServer[M], an
 	})
 }
 
-// answer hands over what a unary call returns.
-func answer[P proto.Message](ctx context.Context, w *delivery.Session, resp P, list []*svids.SVID) (out P, err error) {
-	err = w.Hand(ctx, list, func() error { out = resp; return nil })
-	return out, err
-}
-
 // readID reads the SPIFFE ID that a request may name; the zero ID is all.
 func readID(text string) (spiffeid.ID, error) {
 	if text == "" {
@@ -104,13 +97,4 @@ func readID(text string) (spiffeid.ID, error) {
 		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "invalid requested SPIFFE ID: %v", err)
 	}
 	return id, nil
-}
-
-// byTrustDomain returns a form of each bundle by the SPIFFE ID of its trust domain.
-func byTrustDomain[V any](bundles []*trust.Bundle, form func(*trust.Bundle) V) map[string]V {
-	out := make(map[string]V, len(bundles))
-	for _, b := range bundles {
-		out[b.TrustDomain().IDString()] = form(b)
-	}
-	return out
 }

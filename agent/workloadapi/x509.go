@@ -26,7 +26,7 @@ func (s *Server) FetchX509SVID(_ *pb.X509SVIDRequest, st grpc.ServerStreamingSer
 			return nil, nil, err
 		}
 		bundles, hints := w.Bundles(entries), svids.Hints(entries)
-		resp := &pb.X509SVIDResponse{Crl: bundles[0].CRLs(), FederatedBundles: byTrustDomain(bundles[1:], (*trust.Bundle).X509)}
+		resp := &pb.X509SVIDResponse{Crl: bundles[0].CRLs(), FederatedBundles: trust.ByTrustDomain(bundles[1:], (*trust.Bundle).X509)}
 		for _, v := range list {
 			resp.Svids = append(resp.Svids, &pb.X509SVID{SpiffeId: v.ID.String(), X509Svid: v.Chain, X509SvidKey: v.Key, Bundle: bundles[0].X509(), Hint: hints[v.EntryID]})
 		}
@@ -41,6 +41,6 @@ func (s *Server) FetchX509Bundles(_ *pb.X509BundlesRequest, st grpc.ServerStream
 		if err != nil {
 			return nil, nil, err
 		}
-		return &pb.X509BundlesResponse{Bundles: byTrustDomain(w.Bundles(entries), (*trust.Bundle).X509)}, nil, nil
+		return &pb.X509BundlesResponse{Bundles: trust.ByTrustDomain(w.Bundles(entries), (*trust.Bundle).X509)}, nil, nil
 	})
 }
